@@ -1,0 +1,95 @@
+# pkgindex: build, serve, test. Everything goes into .venv; the one command to know is `make help`.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STORE ?= file:./pkgindex-data
+SERVE_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist worksteal
+
+# The first interpreter that is new enough. It is run, not only found: a shim may lead nowhere.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+CYTHON_SOURCES := $(wildcard $(foreach e,pyx pxd pxi,pkgindex/*.$e pkgindex/store/*.$e))
+LINTED := pkgindex tests $(wildcard benchmarks) setup.py
+
+.DELETE_ON_ERROR:
+.PHONY: help serve build test testinstalled check bench sdist sanitize clean tools
+
+help:
+	@echo "make serve          build, then serve on port 8080 of this machine from $(STORE)"
+	@echo "make test           build, then run the tests"
+	@echo "make testinstalled  run the tests against what a user gets: the sdist, installed"
+	@echo "make check          lint and type-check"
+	@echo "make bench          measure this machine's rates"
+	@echo "make sdist          make dist/pkgindex-*.tar.gz"
+	@echo "make sanitize       run the tests of the compiled parts under ASan and UBSan"
+	@echo "make clean          remove what was built (not the index)"
+
+serve: $(VENV)/.with-load
+	$(BIN)/pkgindex serve --store $(STORE) $(SERVE_ARGS)
+
+build: $(VENV)/.built
+
+test: $(VENV)/.with-test
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.with-dev
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/mypy
+	$(BIN)/cython-lint $(CYTHON_SOURCES)
+
+bench: $(VENV)/.with-load
+	$(BIN)/python benchmarks/bench.py
+
+sdist: $(VENV)/.with-test
+	rm -rf dist
+	$(BIN)/python -m build --sdist
+
+# --- what the targets above stand on --------------------------------------------------------------
+
+# One line for each thing that a fresh machine may lack, before anything else can fail on it.
+tools:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later; on Debian 12 or later: apt-get install python3" >&2; exit 1; }
+	@command -v $${CC:-gcc} >/dev/null || { echo "make: no C compiler; on Debian: apt-get install gcc" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null \
+		|| { echo "make: $(PYTHON) has no Python.h; on Debian: apt-get install $(notdir $(PYTHON))-dev" >&2; exit 1; }
+
+$(VENV)/.made: | tools
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip 'setuptools>=77' 'Cython>=3.1'
+	@touch $@
+
+# Editable: the sources of this checkout run, and only a changed extension is built again.
+$(VENV)/.built: $(VENV)/.made setup.py pyproject.toml $(CYTHON_SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+# The extras of the package just installed; `pkgindex` itself is already there, so pip leaves it alone.
+$(VENV)/.with-%: pyproject.toml $(VENV)/.built
+	$(BIN)/python -m pip install --quiet 'pkgindex[$*]'
+	@touch $@
+
+# --- the same tests against other builds, each in an environment of its own -----------------------
+
+testinstalled: sdist
+	rm -rf .venv-installed
+	$(PYTHON) -m venv .venv-installed
+	.venv-installed/bin/python -m pip install --quiet "$$(echo dist/pkgindex-*.tar.gz)[test]"
+	.venv-installed/bin/pytest $(PYTEST_ARGS)
+
+# Python itself leaks by ASan's measure, and loads the extension late: so no leak check, and a preload.
+SANITIZED_TESTS ?= $(wildcard tests/core tests/test_core*.py tests/store tests/test_store*.py)
+sanitize: | tools
+	rm -rf .venv-sanitize
+	$(PYTHON) -m venv .venv-sanitize
+	PKGINDEX_DEBUG=1 PKGINDEX_SANITIZE=1 .venv-sanitize/bin/python -m pip install --quiet '.[test]'
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so)" \
+		.venv-sanitize/bin/pytest --timeout 600 $(SANITIZED_TESTS)
+
+clean:
+	rm -rf build dist *.egg-info .venv .venv-installed .venv-sanitize .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find pkgindex tests \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
