@@ -2,13 +2,15 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+comma := ,
 STORE ?= file:./pkgindex-data
 SERVE_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 # The first interpreter that is new enough. It is run, not only found: a shim may lead nowhere.
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+	$$p -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo $$p; break; }; done)
 
 CYTHON_SOURCES := $(wildcard $(foreach e,pyx pxd pxi,pkgindex/*.$e pkgindex/store/*.$e))
 LINTED := pkgindex tests $(wildcard benchmarks) setup.py
@@ -45,18 +47,21 @@ bench: $(VENV)/.with-load
 
 sdist: $(VENV)/.with-test
 	rm -rf dist
-	$(BIN)/python -m build --sdist
+	$(BIN)/python -m build --no-isolation --sdist
 
 # --- what the targets above stand on --------------------------------------------------------------
 
 # One line for each thing that a fresh machine may lack, before anything else can fail on it.
+succeeds = $(shell { $(1); } >/dev/null 2>&1 && echo yes)
+need = $(if $(call succeeds,$(1)),,$(error $(2)))
+PYTHON_NAME = $(notdir $(PYTHON))
+HAS_HEADER = import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")
+
 tools:
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later; on Debian 12 or later: apt-get install python3" >&2; exit 1; }
-	@command -v $${CC:-gcc} >/dev/null || { echo "make: no C compiler; on Debian: apt-get install gcc" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-		|| { echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
-	@$(PYTHON) -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null \
-		|| { echo "make: $(PYTHON) has no Python.h; on Debian: apt-get install $(notdir $(PYTHON))-dev" >&2; exit 1; }
+	$(call need,$(PYTHON) -c '$(IS_NEW_ENOUGH)',no Python 3.11 or later found; on Debian 12 or later: apt-get install python3)
+	$(call need,command -v $${CC:-gcc},no C compiler found; on Debian: apt-get install gcc)
+	$(call need,$(PYTHON) -c 'import ensurepip$(comma) venv',$(PYTHON) cannot make a virtual environment; on Debian: apt-get install $(PYTHON_NAME)-venv)
+	$(call need,$(PYTHON) -c '$(HAS_HEADER)',$(PYTHON) has no Python.h; on Debian: apt-get install $(PYTHON_NAME)-dev)
 
 $(VENV)/.made: | tools
 	$(PYTHON) -m venv $(VENV)
