@@ -95,7 +95,8 @@ def extension(name: str, *, parts: str = "") -> Extension:
     return Extension(
         name,
         [name.replace(".", "/") + ".pyx"],
-        depends=sorted(glob(parts)),
+        depends=sorted([*glob(parts), "pkgindex/_crc32c.h"]),
+        include_dirs=["pkgindex"],
         define_macros=macros,
         extra_compile_args=compile_args,
         extra_link_args=link_args,

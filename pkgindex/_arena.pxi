@@ -1,0 +1,171 @@
+# Arena: blocks of equal units in one growing mapping, named by 32-bit handles.
+#
+# A handle is the index of a block's first unit; 0 is no block. Handles stay valid while the arena
+# grows, raw pointers do not: derive them again after any call that may allocate. The mapping grows
+# with mremap(2), which moves page tables and copies nothing, so growth stalls nobody. Freed blocks
+# wait in one free list a size class: exact up to 64 units, above that eight classes an octave
+# (at most 12.5 % of a large block is slack).
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
+    void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
+    int munmap(void *addr, size_t length)
+    void *MAP_FAILED
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MREMAP_MAYMOVE
+
+cdef enum:
+    EXACT_CLASSES = 64
+    ALL_CLASSES = 64 + 8 * 26 + 1
+    FIRST_MAPPING = 65536
+
+ctypedef struct Arena:
+    char *base
+    size_t unit          # bytes in a unit
+    size_t mapped        # bytes mapped
+    uint64_t top         # first unit never handed out
+    uint64_t used        # units in live blocks
+    uint32_t free[ALL_CLASSES]
+
+# Debug builds may make the n-th allocation from now fail; -1 never does.
+cdef long fail_allocation_in = -1
+
+cdef inline bint allocation_fails() noexcept nogil:
+    global fail_allocation_in
+    if fail_allocation_in < 0:
+        return False
+    if fail_allocation_in == 0:
+        return True
+    fail_allocation_in -= 1
+    return False
+
+
+cdef void *map_memory(void *old, size_t old_size, size_t new_size) noexcept nogil:
+    """Map `new_size` bytes, carrying `old_size` bytes over; NULL when the system has none."""
+    cdef void *got
+    if allocation_fails():
+        return NULL
+    if old == NULL:
+        got = mmap(NULL, new_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    else:
+        got = mremap(old, old_size, new_size, MREMAP_MAYMOVE)
+    return NULL if got == MAP_FAILED else got
+
+
+cdef inline uint32_t size_class(uint32_t units) noexcept nogil:
+    cdef uint32_t octave
+    if units <= EXACT_CLASSES:
+        return units
+    octave = 31 - <uint32_t>__builtin_clz(units - 1)
+    return EXACT_CLASSES + 8 * (octave - 6) + ((units - 1) >> (octave - 3)) - 7
+
+
+cdef inline uint32_t class_units(uint32_t c) noexcept nogil:
+    cdef uint32_t octave
+    if c <= EXACT_CLASSES:
+        return c
+    c -= EXACT_CLASSES + 1
+    octave = 6 + (c >> 3)
+    return ((c & 7) + 9) << (octave - 3)
+
+
+cdef bint arena_reserve(Arena *a, uint64_t units) noexcept nogil:
+    """Make room for `units` more units at the top; False when memory or handles run out."""
+    cdef size_t need, size
+    cdef void *got
+    if a.top == 0:
+        a.top = 1
+    if a.top + units > 0xFFFFFFFFU:
+        return False
+    need = (a.top + units) * a.unit
+    if need <= a.mapped:
+        return True
+    size = a.mapped + (a.mapped >> 3)
+    if size < need:
+        size = need
+    size = (size + FIRST_MAPPING - 1) & ~(<size_t>FIRST_MAPPING - 1)
+    got = map_memory(a.base, a.mapped, size)
+    if got == NULL:
+        return False
+    a.base = <char *>got
+    a.mapped = size
+    return True
+
+
+cdef uint32_t arena_alloc(Arena *a, uint32_t units) noexcept nogil:
+    """A block of at least `units` units (its bytes undefined), or 0 when there is no memory."""
+    cdef uint32_t c = size_class(units)
+    cdef uint32_t handle = a.free[c]
+    if handle:
+        a.free[c] = (<uint32_t *>(a.base + handle * a.unit))[0]
+    else:
+        units = class_units(c)
+        if not arena_reserve(a, units):
+            return 0
+        handle = <uint32_t>a.top
+        a.top += units
+    a.used += class_units(c)
+    return handle
+
+
+cdef void arena_free(Arena *a, uint32_t handle, uint32_t units) noexcept nogil:
+    cdef uint32_t c = size_class(units)
+    (<uint32_t *>(a.base + handle * a.unit))[0] = a.free[c]
+    a.free[c] = handle
+    a.used -= class_units(c)
+
+
+cdef void arena_release(Arena *a) noexcept nogil:
+    if a.base != NULL:
+        munmap(a.base, a.mapped)
+        a.base = NULL
+
+
+# Bytes: a buffer that only grows, for redo lines, replies and lists of handles.
+
+ctypedef struct Bytes:
+    char *data
+    size_t size
+    size_t mapped
+
+
+cdef bint bytes_reserve(Bytes *b, size_t more) noexcept nogil:
+    cdef size_t size
+    cdef void *got
+    if b.size + more <= b.mapped:
+        return True
+    size = 2 * b.mapped if 2 * b.mapped > b.size + more else b.size + more
+    size = (size + FIRST_MAPPING - 1) & ~(<size_t>FIRST_MAPPING - 1)
+    got = map_memory(b.data, b.mapped, size)
+    if got == NULL:
+        return False
+    b.data = <char *>got
+    b.mapped = size
+    return True
+
+
+cdef inline void bytes_put(Bytes *b, const void *data, size_t size) noexcept nogil:
+    """Append; the caller has reserved the room."""
+    memcpy(b.data + b.size, data, size)
+    b.size += size
+
+
+cdef inline void bytes_put_char(Bytes *b, char c) noexcept nogil:
+    b.data[b.size] = c
+    b.size += 1
+
+
+cdef void bytes_trim(Bytes *b, size_t keep) noexcept nogil:
+    """Empty the buffer; give memory back when it had grown past `keep` bytes."""
+    cdef void *got
+    b.size = 0
+    if b.mapped > keep:
+        got = mremap(b.data, b.mapped, keep, MREMAP_MAYMOVE)
+        if got != MAP_FAILED:
+            b.data = <char *>got
+            b.mapped = keep
+
+
+cdef void bytes_release(Bytes *b) noexcept nogil:
+    if b.data != NULL:
+        munmap(b.data, b.mapped)
+        b.data = NULL

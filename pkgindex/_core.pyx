@@ -1,0 +1,729 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The index itself: message parser, interned names, graph, reverse edges, reply bytes, redo lines.
+
+No I/O, and no Python object for a message: one call takes all complete lines of a received chunk and
+gives the bytes of their replies. The parts, each in a file of its own, from the ground up:
+
+    _arena.pxi    memory: growing mappings, blocks named by handles
+    _names.pxi    a package's name once, found by a keyed hash
+    _graph.pxi    dependencies and reverse edges
+    _parser.pxi   one line of the protocol
+    _redo.pxi     redo lines written and replayed, the contents of package files
+    this file     Batch (the seam's unit) and Graph (what stands behind memory: and file:)
+
+Tickets. Every commit has a number, its ticket. All changes made while one commit is being synced go
+into the next, whose ticket is `Graph.ticket`. An answer rests on a ticket and may leave once that is
+settled (durable and proven): a change and every INDEX or REMOVE on the open one (rule W3), a QUERY on
+the last coming or going of its package. A graph that is not journalled has the one ticket 0, which is
+always settled.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memchr, memcmp, memcpy, memset
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.buffer cimport PyBUF_READ, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+
+import os
+
+cdef extern from "_crc32c.h" nogil:
+    uint32_t crc32c_update(uint32_t crc, const unsigned char *data, size_t size)
+    uint32_t crc32c_portable(uint32_t crc, const unsigned char *data, size_t size)
+
+cdef extern from *:
+    """
+    typedef unsigned __int128 uint128_t;
+    """
+    ctypedef unsigned long long uint128_t    # 128 bits in truth; Cython only needs "an integer"
+    int __builtin_clz(unsigned int x) nogil
+    void prefetch "__builtin_prefetch"(const void *p) nogil
+
+include "_arena.pxi"
+include "_names.pxi"
+include "_graph.pxi"
+include "_parser.pxi"
+include "_redo.pxi"
+
+cdef enum:
+    GROUP = 16           # messages parsed ahead, so that their cache misses overlap
+    SEGMENTS = 8         # of a chunk's replies; tickets grow along it, so there are at most three
+    OK = 0
+    FAIL = 1
+    ERROR = 2
+
+cdef bytes REPLY_OK = b"OK\n"
+cdef bytes REPLY_FAIL = b"FAIL\n"
+cdef bytes REPLY_ERROR = b"ERROR\n"
+
+ctypedef struct Segment:
+    uint64_t ticket
+    size_t end           # of its replies
+    long changes
+
+
+cdef class Batch:
+    """The complete lines of one received chunk: what an Index is given, and what it says of them.
+
+    `buffer[start:stop]` ends in a newline. `room` is how many more INDEX and REMOVE messages the
+    connection may have unanswered. The Index reads messages from `start`, stops before one that
+    would exceed the room, and leaves `start` at the first byte that it did not read and `changes`
+    at the number of INDEX and REMOVE messages that it took.
+
+    Iterating gives each message as (command, package, dependencies), or None for a malformed one:
+    for an Index that does not stand on Graph. It reads by the same rules, `room` included.
+    """
+    cdef public bytearray buffer
+    cdef public Py_ssize_t start
+    cdef public Py_ssize_t stop
+    cdef public long room
+    cdef public long changes
+    cdef readonly size_t max_line
+
+    def __init__(self, size_t max_line=1 << 20):
+        self.max_line = max_line
+        self.buffer = bytearray()
+
+    def load(self, bytearray buffer not None, Py_ssize_t start, Py_ssize_t stop, long room):
+        """Point the batch at `buffer[start:stop]`. Raises ValueError if that does not end in a newline."""
+        if not 0 <= start < stop <= len(buffer) or PyByteArray_AS_STRING(buffer)[stop - 1] != c'\n':
+            raise ValueError("a batch is a non-empty run of complete lines")
+        self.buffer = buffer
+        self.start = start
+        self.stop = stop
+        self.room = room
+        self.changes = 0
+
+    def __iter__(self):
+        cdef const unsigned char *base
+        cdef const unsigned char *p
+        cdef Message m
+        while self.start < self.stop:
+            base = <const unsigned char *>PyByteArray_AS_STRING(self.buffer)
+            p = parse(base + self.start, base + self.stop, self.max_line, &m)
+            if m.command == INDEX or m.command == REMOVE:
+                if self.changes >= self.room:
+                    return
+                self.changes += 1
+            self.start = p - base
+            if m.command == MALFORMED:
+                yield None
+            else:
+                yield (
+                    "INDEX" if m.command == INDEX else "REMOVE" if m.command == REMOVE else "QUERY",
+                    (<const char *>m.name)[:m.length].decode("ascii"),
+                    tuple((<const char *>m.deps)[:m.deps_length].decode("ascii").split(","))
+                    if m.deps_length else (),
+                )
+
+
+cdef class Graph:
+    """A consistent index of packages in memory.
+
+    With `journalled`, every change also leaves a redo line, dirty files and a ticket:
+
+    - `seal()` closes the open commit and gives its redo lines; `settle(ticket)` says it is durable.
+    - `take_dirty()` and `render()` give the packages whose files lag behind, and their contents.
+    - `replay()` applies redo lines unjudged; `effect()` writes those that the dirty files need.
+
+    Not for several threads at once without the GIL. Raises MemoryError when the system has no memory
+    for a change; the graph is then as it was before that message, but the chunk's earlier messages
+    have taken effect and their replies are lost: end the process.
+    """
+    cdef Dependencies g
+    cdef Bytes replies
+    cdef Bytes redo           # the open commit's lines
+    cdef Bytes sealed         # the lines of the commit that is under way
+    cdef uint64_t lines       # redo lines in `redo`
+    cdef uint64_t counted[12]  # command * 3 + outcome
+    cdef list taken           # what take_dirty() took and render() has not given yet
+    cdef Bytes rounds
+    cdef size_t rendered
+    cdef readonly bint journalled
+    cdef readonly bint asked       # an answer rests on the open commit
+    cdef readonly uint64_t ticket  # of the open commit
+    cdef readonly uint64_t settled
+    cdef readonly uint64_t changes  # changes made so far: the number of the last one
+    cdef bint view_out
+
+    def __cinit__(self, bint journalled=False):
+        secrets = os.urandom(32)
+        memcpy(self.g.names.secret, PyBytes_AS_STRING(secrets), 32)
+        self.g.names.nodes.unit = 8
+        self.g.edges.unit = sizeof(Edge)
+        self.journalled = journalled
+        self.ticket = 1 if journalled else 0
+        if not names_make_room(&self.g.names) or not bytes_reserve(&self.replies, FIRST_MAPPING):
+            raise MemoryError("no memory for an empty index")
+
+    def __dealloc__(self):
+        graph_release(&self.g)
+        bytes_release(&self.replies)
+        bytes_release(&self.redo)
+        bytes_release(&self.sealed)
+        bytes_release(&self.rounds)
+
+    # --- the wire -------------------------------------------------------------------------------
+
+    def apply(self, Batch batch not None):
+        """Answer the messages of a batch.
+
+        Returns bytes when all of them may be sent now; otherwise a list of (ticket, bytes, changes):
+        each piece may be sent when its ticket is settled, and answers that many INDEX and REMOVE.
+        """
+        cdef const unsigned char *base = <const unsigned char *>PyByteArray_AS_STRING(batch.buffer)
+        cdef const unsigned char *p = base + batch.start
+        cdef const unsigned char *end = base + batch.stop
+        cdef const unsigned char *before
+        cdef Message group[GROUP]
+        cdef const unsigned char *after[GROUP]
+        cdef Segment segments[SEGMENTS]
+        cdef Segment *segment = segments
+        cdef Message *m
+        cdef int parsed, i, outcome = OK
+        cdef uint64_t rests
+        cdef bint full = False
+        self.replies.size = 0
+        segment.ticket = 0
+        segment.changes = 0
+        segment.end = 0
+        while p < end and not full:
+            parsed = self.parse_group(p, end, batch.max_line, group, after)
+            if not bytes_reserve(&self.replies, 6 * GROUP):
+                raise MemoryError("no memory for replies")
+            for i in range(parsed):
+                m = &group[i]
+                rests = 0
+                if m.command == QUERY:
+                    outcome = self.query(m, &rests)
+                elif m.command == MALFORMED:
+                    outcome = ERROR
+                else:
+                    if batch.changes >= batch.room:
+                        full = True
+                        break
+                    outcome = self.index(m) if m.command == INDEX else self.remove(m)
+                    if outcome < 0:
+                        raise MemoryError("no memory for another package or dependency")
+                    batch.changes += 1
+                    if self.journalled:
+                        rests = self.ticket
+                        self.asked = True
+                p = after[i]
+                if rests > segment.ticket and rests > self.settled:
+                    if segment.end or segment.changes:
+                        segment += 1
+                        segment.changes = 0
+                    segment.ticket = rests
+                if m.command == INDEX or m.command == REMOVE:
+                    segment.changes += 1
+                self.counted[m.command * 3 + outcome] += 1
+                if outcome == OK:
+                    memcpy(self.replies.data + self.replies.size, b"OK\n", 3)
+                    self.replies.size += 3
+                elif outcome == FAIL:
+                    memcpy(self.replies.data + self.replies.size, b"FAIL\n", 5)
+                    self.replies.size += 5
+                else:
+                    memcpy(self.replies.data + self.replies.size, b"ERROR\n", 6)
+                    self.replies.size += 6
+                segment.end = self.replies.size
+        batch.start = p - base
+        if segment == segments and segment.ticket == 0:
+            if self.replies.size <= 6:
+                return (REPLY_OK if self.replies.size == 3 and outcome == OK else
+                        REPLY_FAIL if self.replies.size == 5 else
+                        PyBytes_FromStringAndSize(self.replies.data, self.replies.size))
+            return self.take_replies(0, self.replies.size)
+        pieces = []
+        rests = 0
+        for i in range(<int>(segment - segments) + 1):
+            pieces.append((segments[i].ticket, self.take_replies(rests, segments[i].end), segments[i].changes))
+            rests = segments[i].end
+        return pieces
+
+    cdef inline bytes take_replies(self, size_t start, size_t end):
+        return PyBytes_FromStringAndSize(self.replies.data + start, end - start)
+
+    cdef inline int parse_group(self, const unsigned char *p, const unsigned char *end, size_t max_line,
+                                Message *group, const unsigned char **after) noexcept nogil:
+        cdef int n = 0, i
+        cdef Slot *slot
+        cdef Table *now = &self.g.names.now
+        while p < end and n < GROUP:
+            p = parse(p, end, max_line, group + n)
+            if group[n].command != MALFORMED:
+                group[n].hash = hash_name(self.g.names.secret, group[n].name, group[n].length)
+                prefetch(now.slots + (group[n].hash & now.mask))
+            after[n] = p
+            n += 1
+        if n > 1:
+            for i in range(n):
+                if group[i].command != MALFORMED:
+                    slot = now.slots + (group[i].hash & now.mask)
+                    prefetch(self.g.names.nodes.base + <size_t>slot.node * 8)
+        return n
+
+    cdef inline int query(self, const Message *m, uint64_t *rests) noexcept nogil:
+        cdef uint32_t handle = names_find(&self.g.names, m.hash, m.name, m.length)
+        cdef Node *node
+        if handle == 0:
+            return FAIL
+        node = node_at(&self.g.names, handle)
+        rests[0] = node.ticket
+        return OK if node.flags & INDEXED else FAIL
+
+    cdef int index(self, const Message *m) noexcept nogil:
+        """OK or FAIL, or -1 when there is no memory (and nothing changed)."""
+        cdef Dependencies *g = &self.g
+        cdef uint32_t handle = names_find(&g.names, m.hash, m.name, m.length), n = 0, lost, block = 0
+        cdef Node *node
+        cdef int found = self.resolve(m, &n)
+        if found != OK:
+            return found
+        if handle == 0:
+            handle = names_intern(&g.names, m.hash, m.name, m.length)
+            if handle == 0:
+                return -1
+        node = node_at(&g.names, handle)
+        if not bytes_reserve(&g.gone, node.ndeps * sizeof(uint32_t)):
+            forget_if_unused(g, handle)
+            return -1
+        lost = subtract(g, node, handles(&g.wanted), n)
+        if node.flags & INDEXED and lost == 0 and n == node.ndeps:
+            return OK
+        if n:
+            block = arena_alloc(&g.edges, n)
+            if block == 0:
+                forget_if_unused(g, handle)
+                return -1
+        if self.journalled and not self.reserve_redo(m, n + lost + 1):
+            if block:
+                arena_free(&g.edges, block, n)
+            forget_if_unused(g, handle)
+            return -1
+        if self.journalled:
+            put_index_line(g, &self.redo, m, handles(&g.gone), lost)
+            self.lines += 1
+        replace_edges(g, handle, handles(&g.wanted), n, block, self.journalled)
+        node = node_at(&g.names, handle)
+        self.changes += 1
+        if not node.flags & INDEXED:
+            node.flags |= INDEXED
+            node.ticket = self.ticket
+            g.packages += 1
+        if self.journalled:
+            mark_dirty(g, handle, FORWARD_DIRTY)
+        return OK
+
+    cdef inline int resolve(self, const Message *m, uint32_t *n) noexcept nogil:
+        """Put the handles of a message's dependencies, sorted, into `wanted`: OK, FAIL if one is not
+        indexed, -1 without memory. A first pass fetches ahead what the second will touch."""
+        cdef Dependencies *g = &self.g
+        cdef const unsigned char *p = m.deps
+        cdef const unsigned char *end = m.deps + m.deps_length
+        cdef const unsigned char *item
+        cdef uint32_t handle, hash
+        g.wanted.size = 0
+        if not bytes_reserve(&g.wanted, (m.deps_length // 2 + 1) * sizeof(uint32_t)):
+            return -1
+        while p < end:
+            item = p
+            while in_name[p[0]]:
+                p += 1
+            hash = hash_name(g.names.secret, item, <uint32_t>(p - item))
+            handle = names_find(&g.names, hash, item, <uint32_t>(p - item))
+            if handle == 0 or not node_at(&g.names, handle).flags & INDEXED:
+                return FAIL
+            bytes_put(&g.wanted, &handle, sizeof(uint32_t))
+            p += 1
+        n[0] = sort_unique(handles(&g.wanted), <uint32_t>(g.wanted.size // sizeof(uint32_t)))
+        return OK
+
+    cdef int remove(self, const Message *m) noexcept nogil:
+        """OK or FAIL, or -1 when there is no memory (and nothing changed)."""
+        cdef Dependencies *g = &self.g
+        cdef uint32_t handle = names_find(&g.names, m.hash, m.name, m.length), lost
+        cdef Node *node
+        cdef Grave grave
+        if handle == 0:
+            return OK
+        node = node_at(&g.names, handle)
+        if not node.flags & INDEXED:
+            return OK
+        if node.nrev > (1 if node.flags & SELF else 0):
+            return FAIL
+        if not bytes_reserve(&g.gone, node.ndeps * sizeof(uint32_t)):
+            return -1
+        lost = subtract(g, node, NULL, 0)
+        if self.journalled:
+            if not self.reserve_redo(m, lost + 1) or not bytes_reserve(&g.buried, sizeof(Grave)):
+                return -1
+            put_remove_line(g, &self.redo, m.name, m.length, handles(&g.gone), lost)
+            self.lines += 1
+        replace_edges(g, handle, NULL, 0, 0, self.journalled)
+        self.changes += 1
+        node.flags &= ~INDEXED
+        node.ticket = self.ticket
+        g.packages -= 1
+        if self.journalled:
+            mark_dirty(g, handle, FORWARD_DIRTY)
+            node.flags |= BURIED
+            grave.ticket = self.ticket
+            grave.handle = handle
+            bytes_put(&g.buried, &grave, sizeof(Grave))
+        else:
+            forget_if_unused(g, handle)
+        return OK
+
+    cdef inline bint reserve_redo(self, const Message *m, size_t touched) noexcept nogil:
+        """Room for the redo line of this message and for `touched` dirty packages."""
+        return (bytes_reserve(&self.redo, m.length + m.deps_length + 8
+                              + self.g.gone.size // sizeof(uint32_t) * (MAX_NAME + 1))
+                and bytes_reserve(&self.g.dirty, touched * sizeof(uint32_t)))
+
+    # --- commits --------------------------------------------------------------------------------
+
+    @property
+    def redo_bytes(self):
+        """Bytes of redo lines in the open commit."""
+        return self.redo.size
+
+    def seal(self):
+        """Close the open commit: (ticket, redo lines as a memoryview, number of changes).
+
+        The view is good until the next seal(), which must wait for this commit to be settled."""
+        cdef Bytes spare = self.sealed
+        cdef uint64_t lines = self.lines
+        if self.settled + 1 != self.ticket:
+            raise RuntimeError("a commit is under way")
+        self.sealed = self.redo
+        self.redo = spare
+        bytes_trim(&self.redo, 1 << 20)
+        self.lines = 0
+        self.asked = False
+        self.ticket += 1
+        view = (PyMemoryView_FromMemory(self.sealed.data, self.sealed.size, PyBUF_READ)
+                if self.sealed.size else memoryview(b""))
+        return self.ticket - 1, view, lines
+
+    def settle(self, uint64_t ticket):
+        """The commit `ticket`, and all before it, are durable and proven."""
+        if not self.settled < ticket < self.ticket:
+            raise ValueError("no such commit is under way")
+        self.settled = ticket
+        exhume(&self.g, ticket)
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def take_dirty(self):
+        """Begin a round: set aside the packages whose files lag behind. Returns how many they are."""
+        cdef Bytes spare
+        if self.rendered != self.rounds.size:
+            raise RuntimeError("the round before is not rendered yet")
+        spare = self.rounds
+        self.rounds = self.g.dirty
+        self.g.dirty = spare
+        bytes_trim(&self.g.dirty, 1 << 20)
+        self.rendered = 0
+        return self.rounds.size // sizeof(uint32_t)
+
+    def render(self, size_t limit, size_t count):
+        """The contents of the round's next files, as records that the file writer reads; b"" at its end.
+
+        At most `count` packages, and no more once `limit` bytes are full. Format: see _redo.pxi."""
+        cdef Bytes out
+        memset(&out, 0, sizeof(Bytes))
+        cdef uint32_t handle
+        cdef size_t stop = self.rendered + count * sizeof(uint32_t)
+        try:
+            while self.rendered < self.rounds.size and self.rendered < stop and out.size < limit:
+                handle = (<uint32_t *>(self.rounds.data + self.rendered))[0]
+                if not put_records(&self.g, &out, handle):
+                    raise MemoryError("no memory to render package files")
+                self.rendered += sizeof(uint32_t)
+                node_at(&self.g.names, handle).flags &= ~(FORWARD_DIRTY | REVERSE_DIRTY)
+                forget_if_unused(&self.g, handle)
+            return PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""
+        finally:
+            bytes_release(&out)
+
+    @property
+    def dirty(self):
+        """Packages whose files lag behind, those of an unfinished round not counted."""
+        return self.g.dirty.size // sizeof(uint32_t)
+
+    # --- recovery -------------------------------------------------------------------------------
+
+    def replay(self, lines, bint track=True):
+        """Apply redo lines as they stand, judging nothing (rule W4); with `track` mark the files they touch.
+
+        A dependency that is not indexed is interned all the same: see dangling(). Returns the number
+        of lines. Raises ValueError, naming the offset, if one is not a redo line."""
+        cdef Py_buffer view
+        cdef const unsigned char *start
+        cdef const unsigned char *p
+        cdef const unsigned char *end
+        cdef Redo redo
+        cdef uint64_t n = 0
+        PyObject_GetBuffer(lines, &view, PyBUF_SIMPLE)
+        try:
+            start = p = <const unsigned char *>view.buf
+            end = p + view.len
+            while p < end:
+                if not parse_redo(p, end, &redo):
+                    raise ValueError(f"not a redo line at byte {p - start}")
+                if not self.redo_line(&redo, track):
+                    raise MemoryError("no memory to replay the journal")
+                p = redo.end
+                n += 1
+            return n
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef uint32_t intern(self, const unsigned char *name, uint32_t length) noexcept nogil:
+        cdef uint32_t hash = hash_name(self.g.names.secret, name, length)
+        cdef uint32_t handle = names_find(&self.g.names, hash, name, length)
+        return handle if handle else names_intern(&self.g.names, hash, name, length)
+
+    cdef bint redo_line(self, Redo *r, bint track) noexcept nogil:
+        cdef Dependencies *g = &self.g
+        cdef uint32_t handle = self.intern(r.name, r.length), n = 0, lost, block = 0, other
+        cdef const unsigned char *p
+        cdef const unsigned char *item
+        cdef Node *node
+        if handle == 0:
+            return False
+        if r.kind == c'*':
+            if track and bytes_reserve(&g.dirty, sizeof(uint32_t)):
+                mark_dirty(g, handle, REVERSE_DIRTY)
+            return True
+        g.wanted.size = 0
+        if not bytes_reserve(&g.wanted, (r.deps_length // 2 + 1) * sizeof(uint32_t)):
+            return False
+        p = r.deps
+        while p < r.deps + r.deps_length:
+            item = p
+            while in_name[p[0]]:
+                p += 1
+            other = self.intern(item, <uint32_t>(p - item))
+            if other == 0:
+                return False
+            bytes_put(&g.wanted, &other, sizeof(uint32_t))
+            p += 1
+        n = sort_unique(handles(&g.wanted), <uint32_t>(g.wanted.size // sizeof(uint32_t)))
+        node = node_at(&g.names, handle)
+        if not bytes_reserve(&g.gone, node.ndeps * sizeof(uint32_t)):
+            return False
+        lost = subtract(g, node, handles(&g.wanted), n)
+        if n:
+            block = arena_alloc(&g.edges, n)
+            if block == 0:
+                return False
+        if not bytes_reserve(&g.dirty, (n + lost + 1) * sizeof(uint32_t)):
+            return False
+        replace_edges(g, handle, handles(&g.wanted), n, block, track)
+        node = node_at(&g.names, handle)
+        if r.kind == c'+':
+            if not node.flags & INDEXED:
+                node.flags |= INDEXED
+                g.packages += 1
+        elif node.flags & INDEXED:
+            node.flags &= ~INDEXED
+            g.packages -= 1
+        if track:
+            mark_dirty(g, handle, FORWARD_DIRTY)
+            # The files may know less than this line: what it took away is named by it alone.
+            p = r.gone
+            while p < r.gone + r.gone_length:
+                item = p
+                while in_name[p[0]]:
+                    p += 1
+                other = self.intern(item, <uint32_t>(p - item))
+                if other == 0 or not bytes_reserve(&g.dirty, sizeof(uint32_t)):
+                    return False
+                mark_dirty(g, other, REVERSE_DIRTY)
+                p += 1
+        else:
+            forget_if_unused(g, handle)
+        return True
+
+    def effect(self):
+        """Redo lines that bring any older state of the dirty packages' files to this one (rule C6).
+
+        Raises RuntimeError while a round is being rendered: its packages are not in the list."""
+        cdef Bytes out
+        cdef size_t i
+        if self.rendered != self.rounds.size:
+            raise RuntimeError("a round is being rendered")
+        memset(&out, 0, sizeof(Bytes))
+        try:
+            for i in range(self.g.dirty.size // sizeof(uint32_t)):
+                if not put_effect(&self.g, &out, handles(&self.g.dirty)[i]):
+                    raise MemoryError("no memory for the journal's head")
+            return PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""
+        finally:
+            bytes_release(&out)
+
+    def continue_at(self, uint64_t changes):
+        """Number the next change `changes` + 1."""
+        self.changes = changes
+
+    def dangling(self, size_t limit=10):
+        """Up to `limit` (package, dependency) pairs whose dependency is not indexed; [] in a sound index."""
+        found = []
+        for handle in self.all_handles():
+            if len(found) >= limit:
+                break
+            if not node_at(&self.g.names, handle).flags & INDEXED:
+                for name in self.names_of(handle, True):
+                    found.append((name, self.name_of(handle)))
+        return found[:limit]
+
+    # --- reading --------------------------------------------------------------------------------
+
+    cdef str name_of(self, uint32_t handle):
+        cdef Node *node = node_at(&self.g.names, handle)
+        return (<const char *>node.name)[:node.len].decode("ascii")
+
+    cdef list names_of(self, uint32_t handle, bint reverse):
+        """The dependencies of a node, or its dependents, sorted."""
+        cdef Node *node = node_at(&self.g.names, handle)
+        cdef uint32_t i, edge
+        names = []
+        if reverse:
+            edge = node.rev
+            while edge:
+                names.append(self.name_of(edge_at(&self.g, edge).source))
+                edge = edge_at(&self.g, edge).next
+        else:
+            for i in range(node.ndeps):
+                names.append(self.name_of(edge_at(&self.g, node.deps + i).target))
+        names.sort()
+        return names
+
+    cdef list all_handles(self):
+        cdef uint64_t i
+        if self.g.names.old.slots != NULL:
+            names_migrate(&self.g.names, self.g.names.old.mask + 1)
+        return [self.g.names.now.slots[i].node for i in range(self.g.names.now.mask + 1)
+                if self.g.names.now.slots[i].node != 0]
+
+    cdef uint32_t handle_of(self, str name) except? 0:
+        cdef bytes raw = name.encode("ascii", "replace")
+        cdef const unsigned char *p = raw
+        if not 1 <= len(raw) <= MAX_NAME:
+            return 0
+        return names_find(&self.g.names, hash_name(self.g.names.secret, p, <uint32_t>len(raw)), p, <uint32_t>len(raw))
+
+    def __len__(self):
+        """The number of indexed packages."""
+        return self.g.packages
+
+    def __contains__(self, str name):
+        cdef uint32_t handle = self.handle_of(name)
+        return handle != 0 and node_at(&self.g.names, handle).flags & INDEXED
+
+    def __iter__(self):
+        """The indexed packages' names, in no order; the graph must not change meanwhile."""
+        for handle in self.all_handles():
+            if node_at(&self.g.names, handle).flags & INDEXED:
+                yield self.name_of(handle)
+
+    def dependencies(self, str name):
+        """The names that a package depends on, sorted; [] if it is not indexed."""
+        cdef uint32_t handle = self.handle_of(name)
+        return self.names_of(handle, False) if handle else []
+
+    def dependents(self, str name):
+        """The names that depend on a package, sorted; [] if it is not indexed."""
+        cdef uint32_t handle = self.handle_of(name)
+        return self.names_of(handle, True) if handle else []
+
+    def stats(self):
+        """Counts, and bytes of memory as mapped for each part (slack included)."""
+        memory = {
+            "names": names_mapped(&self.g.names),
+            "edges": self.g.edges.mapped,
+            "scratch": (self.g.wanted.mapped + self.g.gone.mapped + self.replies.mapped),
+            "journal": (self.redo.mapped + self.sealed.mapped + self.g.buried.mapped),
+            "dirty": self.g.dirty.mapped + self.rounds.mapped,
+        }
+        return {
+            "packages": self.g.packages,
+            "names": self.g.names.count,
+            "dependencies": self.g.links,
+            "changes": self.changes,
+            "ticket": self.ticket,
+            "settled": self.settled,
+            "messages": {
+                f"{command}_{outcome}": self.counted[c * 3 + o]
+                for c, command in ((INDEX, "index"), (REMOVE, "remove"), (QUERY, "query"))
+                for o, outcome in ((OK, "ok"), (FAIL, "fail"))
+            } | {"error": self.counted[MALFORMED * 3 + ERROR]},
+            "memory": memory,
+            "bytes": sum(memory.values()),
+        }
+
+    def verify(self):
+        """Walk everything and raise AssertionError at the first broken link. For tests."""
+        cdef uint64_t packages = 0, links = 0, back
+        cdef uint32_t i, edge, before
+        cdef Node *node
+        for handle in self.all_handles():
+            node = node_at(&self.g.names, handle)
+            name = self.name_of(handle)
+            expect(self.handle_of(name) == handle, name, "is not found by its name")
+            expect(still_needed(node), name, "is kept for nothing")
+            packages += 1 if node.flags & INDEXED else 0
+            links += node.ndeps
+            before = 0
+            for i in range(node.ndeps):
+                expect(edge_at(&self.g, node.deps + i).source == handle, name, "has an edge of another source")
+                expect(edge_at(&self.g, node.deps + i).target > before, name, "has edges out of order")
+                before = edge_at(&self.g, node.deps + i).target
+            expect(bool(node.flags & SELF) == has_target(&self.g, node, handle), name, "has a wrong self flag")
+            back = 0
+            before = 0
+            edge = node.rev
+            while edge:
+                expect(edge_at(&self.g, edge).target == handle, name, "has another's reverse edge")
+                expect(edge_at(&self.g, edge).prev == before, name, "has a broken list of reverse edges")
+                before = edge
+                edge = edge_at(&self.g, edge).next
+                back += 1
+            expect(back == node.nrev, name, "has a wrong count of dependents")
+        expect(packages == self.g.packages, "the index", "has a wrong count of packages")
+        expect(links == self.g.links, "the index", "has a wrong count of dependencies")
+
+
+cdef inline int expect(bint holds, str name, str otherwise) except -1:
+    if not holds:
+        raise AssertionError(f"{name} {otherwise}")
+    return 0
+
+
+def crc32c(data, uint32_t start=0):
+    """CRC-32C (Castagnoli, as in RFC 3720) of bytes, continuing `start`."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return crc32c_update(start, <const unsigned char *>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def crc32c_by_table(data, uint32_t start=0):
+    """crc32c() as a machine without the instruction computes it. For tests."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return ~crc32c_portable(~start, <const unsigned char *>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def fail_allocation(long n):
+    """Make the n-th allocation from now and all after it fail; -1: none. For tests."""
+    global fail_allocation_in
+    fail_allocation_in = n

@@ -1,0 +1,172 @@
+# Redo lines, which the journal holds and recovery replays, and the records that become package files.
+#
+#     +openssl@1.1|ca-certificates|perl     openssl@1.1 is indexed; its whole dependency list; what the
+#                                           change took away from it, so that no reverse file is forgotten
+#     -wget|gettext,libidn2                 wget is removed; what it depended on until then
+#     *zlib                                 zlib's reverse file is owed (in a segment's head only)
+#
+# A record of render(), numbers in the machine's byte order:
+#
+#     u32 size of the record | u8 kind (0 forward, 1 reverse) | u8 exists | u8 name length | u8 0 |
+#     u32 number of entries | name | entries, each u8 length and the name
+#
+# Redo lines are absolute: replaying one twice, or over a newer file, gives the same (rule W4).
+
+ctypedef struct Redo:
+    char kind
+    uint32_t length
+    const unsigned char *name
+    const unsigned char *deps
+    size_t deps_length
+    const unsigned char *gone
+    size_t gone_length
+    const unsigned char *end
+
+ctypedef struct Record:
+    uint32_t size
+    uint8_t kind
+    uint8_t exists
+    uint8_t length
+    uint8_t zero
+    uint32_t entries
+
+
+cdef inline void put_names(Dependencies *g, Bytes *out, const uint32_t *which, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    cdef Node *node
+    for i in range(n):
+        if i:
+            bytes_put_char(out, c',')
+        node = node_at(&g.names, which[i])
+        bytes_put(out, node.name, node.len)
+
+
+cdef inline void put_index_line(Dependencies *g, Bytes *out, const Message *m, const uint32_t *gone,
+                                uint32_t lost) noexcept nogil:
+    bytes_put_char(out, c'+')
+    bytes_put(out, m.name, m.length)
+    bytes_put_char(out, c'|')
+    bytes_put(out, m.deps, m.deps_length)
+    bytes_put_char(out, c'|')
+    put_names(g, out, gone, lost)
+    bytes_put_char(out, c'\n')
+
+
+cdef inline void put_remove_line(Dependencies *g, Bytes *out, const unsigned char *name, uint32_t length,
+                                 const uint32_t *gone, uint32_t lost) noexcept nogil:
+    bytes_put_char(out, c'-')
+    bytes_put(out, name, length)
+    bytes_put_char(out, c'|')
+    put_names(g, out, gone, lost)
+    bytes_put_char(out, c'\n')
+
+
+cdef const unsigned char *scan_list(const unsigned char *p) noexcept nogil:
+    """The end of "name,name", which may be empty; NULL if it is not that."""
+    cdef const unsigned char *item
+    if not in_name[p[0]]:
+        return p
+    while True:
+        item = p
+        while in_name[p[0]]:
+            p += 1
+        if not 1 <= p - item <= MAX_NAME:
+            return NULL
+        if p[0] != c',':
+            return p
+        p += 1
+
+
+cdef bint parse_redo(const unsigned char *p, const unsigned char *end, Redo *r) noexcept nogil:
+    """Parse the line at `p`. False if it is none, or has no newline before `end`."""
+    if memchr(p, c'\n', end - p) == NULL:
+        return False
+    r.kind = <char>p[0]
+    r.name = p + 1
+    p += 1
+    while in_name[p[0]]:
+        p += 1
+    r.length = <uint32_t>(p - r.name)
+    if not 1 <= p - r.name <= MAX_NAME:
+        return False
+    r.deps = r.gone = p
+    r.deps_length = r.gone_length = 0
+    if r.kind == c'+':
+        if p[0] != c'|':
+            return False
+        r.deps = p + 1
+        p = scan_list(r.deps)
+        if p == NULL:
+            return False
+        r.deps_length = p - r.deps
+    if r.kind == c'+' or r.kind == c'-':
+        if p[0] != c'|':
+            return False
+        r.gone = p + 1
+        p = scan_list(r.gone)
+        if p == NULL:
+            return False
+        r.gone_length = p - r.gone
+    elif r.kind != c'*':
+        return False
+    if p[0] != c'\n':
+        return False
+    r.end = p + 1
+    return True
+
+
+cdef bint put_effect(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogil:
+    """The redo lines that a dirty package's files need; False without memory."""
+    cdef Node *node = node_at(&g.names, handle)
+    cdef uint32_t i
+    if not bytes_reserve(out, (<size_t>node.ndeps + 2) * (MAX_NAME + 4)):
+        return False
+    if node.flags & FORWARD_DIRTY:
+        bytes_put_char(out, c'+' if node.flags & INDEXED else c'-')
+        bytes_put(out, node.name, node.len)
+        bytes_put_char(out, c'|')
+        if node.flags & INDEXED:
+            for i in range(node.ndeps):
+                if i:
+                    bytes_put_char(out, c',')
+                put_names(g, out, &edge_at(g, node.deps + i).target, 1)
+            bytes_put_char(out, c'|')
+        bytes_put_char(out, c'\n')
+    if node.flags & REVERSE_DIRTY:
+        bytes_put_char(out, c'*')
+        bytes_put(out, node.name, node.len)
+        bytes_put_char(out, c'\n')
+    return True
+
+
+cdef bint put_record(Dependencies *g, Bytes *out, Node *node, uint8_t kind) noexcept nogil:
+    cdef Record record
+    cdef size_t start = out.size
+    cdef uint32_t i, edge
+    cdef Node *other
+    record.kind = kind
+    record.length = node.len
+    record.zero = 0
+    record.entries = node.nrev if kind else node.ndeps
+    record.exists = node.nrev != 0 if kind else (node.flags & INDEXED) != 0
+    if not bytes_reserve(out, sizeof(Record) + MAX_NAME + <size_t>record.entries * (MAX_NAME + 1)):
+        return False
+    out.size += sizeof(Record)
+    bytes_put(out, node.name, node.len)
+    edge = node.rev if kind else node.deps
+    for i in range(record.entries):
+        other = node_at(&g.names, edge_at(g, edge).source if kind else edge_at(g, edge).target)
+        bytes_put_char(out, <char>other.len)
+        bytes_put(out, other.name, other.len)
+        edge = edge_at(g, edge).next if kind else edge + 1
+    record.size = <uint32_t>(out.size - start)
+    memcpy(out.data + start, &record, sizeof(Record))
+    return True
+
+
+cdef bint put_records(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogil:
+    """The records of a dirty package's files; False without memory."""
+    cdef Node *node = node_at(&g.names, handle)
+    if node.flags & FORWARD_DIRTY and not put_record(g, out, node, 0):
+        return False
+    return not node.flags & REVERSE_DIRTY or put_record(g, out, node, 1)
