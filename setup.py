@@ -5,7 +5,7 @@ or the debug build is never reused. The C goes to the build directory, so the tr
 
 Environment:
     PKGINDEX_DEBUG=1     -O1 -g, assertions and bounds checks on, `PKGINDEX_DEBUG` defined for the C
-    PKGINDEX_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (run with libasan preloaded)
+    PKGINDEX_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (preload libasan)
 """
 
 import os
@@ -76,7 +76,7 @@ class Build(build_ext):
         check_platform()
         check_tools()
         # Late: naming the missing compiler needs no Cython, nor does making an sdist.
-        from Cython.Build import cythonize  # noqa: PLC0415
+        from Cython.Build import cythonize
 
         for extension in self.extensions:
             (translated,) = cythonize(

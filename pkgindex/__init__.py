@@ -9,8 +9,8 @@ on it any more. Thousands of clients ask and change it at once over TCP, one lin
 
 Whoever was told OK finds the change again after any crash: it was on stable storage first.
 
-From a shell, `pkgindex serve` runs the server; `pkgindex index`, `remove`, `query` and `load` talk to
-it. From Python:
+From a shell, `pkgindex serve` runs the server; `pkgindex index`, `remove`, `query` and `load` talk
+to it. From Python:
 
     from pkgindex.client import Client
 
