@@ -1,0 +1,1 @@
+"""The tests of pkgindex; `tests/conformance` judges any server that speaks the protocol."""

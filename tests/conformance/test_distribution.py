@@ -1,0 +1,116 @@
+"""A whole distribution by 100 clients in random orders, broken messages among theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.conformance.conftest import Names
+from tests.conformance.homebrew import load_table
+from tests.reference import ERROR, FAIL, OK
+from tests.servers import Address
+
+CLIENTS = 100
+
+#: Seconds for the whole run, which takes a few: only a server that gives wrong answers needs more.
+PATIENCE = 60.0
+
+BROKEN = [
+    b"BLINDEX|a|b",
+    b"REMOVES|a|b",
+    b"QUER|a|b",
+    b"LIZARD|a|b",
+    b"I|a|b",
+    b"INDEX|emacs=elisp",
+    b"INDEX|emacs elisp",
+    "INDEX|emacs\N{SNOWMAN}elisp".encode(),
+]
+
+
+class Client:
+    """One of the clients, and the packages that are its share of the table."""
+
+    def __init__(self, share: list[bytes], dice: random.Random) -> None:
+        self.share = share
+        self.dice = dice
+
+    async def open(self, address: Address) -> None:
+        """Connect."""
+        if isinstance(address, str):
+            self.reader, self.writer = await asyncio.open_unix_connection(address)
+        else:
+            self.reader, self.writer = await asyncio.open_connection(*address)
+
+    async def ask(self, lines: list[bytes]) -> list[bytes]:
+        """Pipeline these lines, broken ones in between; return the replies to these alone."""
+        mixed: list[tuple[bytes, bool]] = []
+        for line in lines:
+            if self.dice.random() < 0.1:
+                mixed.append((self.dice.choice(BROKEN), False))
+            mixed.append((line, True))
+        self.writer.write(b"".join(line + b"\n" for line, _ in mixed))
+        answers = []
+        for line, ours in mixed:
+            answer = await self.reader.readline()
+            if ours:
+                answers.append(answer)
+            else:
+                assert answer == ERROR, f"{line!r} got {answer!r}"
+        return answers
+
+    async def repeat_until_ok(self, message: Callable[[bytes], bytes]) -> None:
+        """Send a message for each package of the share, in random order, until each was OK."""
+        left = self.share.copy()
+        while left:
+            self.dice.shuffle(left)
+            answers = await self.ask([message(name) for name in left])
+            assert set(answers) <= {OK, FAIL}
+            left = [name for name, answer in zip(left, answers, strict=True) if answer == FAIL]
+
+    async def query(self, packages: list[bytes], expected: bytes) -> None:
+        """Query packages, and find the same answer for each."""
+        asked = self.dice.sample(packages, len(packages))
+        answers = await self.ask([b"QUERY|%b|" % name for name in asked])
+        wrong = [n for n, answer in zip(asked, answers, strict=True) if answer != expected]
+        assert not wrong, f"not {expected!r}: {wrong[:5]}, {len(wrong)} in all"
+
+
+@pytest.mark.spec
+@pytest.mark.parametrize("seed", [1])
+def test_a_hundred_clients_index_query_and_remove_a_distribution(
+    address: Address, names: Names, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Nobody knows an order: each client repeats its messages until all of them were OK."""
+    table, source = load_table()
+    print(f"{len(table)} packages of {source}, seed {seed}")
+    record_property("table", source)
+    needs = {names(name): [names(d) for d in listed] for name, listed in table.items()}
+    dice = random.Random(seed)
+    packages = dice.sample(list(needs), len(needs))
+    shares = [packages[start::CLIENTS] for start in range(CLIENTS)]
+    clients = [Client(share, random.Random(dice.random())) for share in shares]
+
+    async def run() -> None:
+        async with asyncio.timeout(PATIENCE):
+            for client in clients:
+                await client.open(address)
+            for step in (
+                lambda client: client.query(client.share, FAIL),
+                lambda client: client.repeat_until_ok(
+                    lambda name: b"INDEX|%b|%b" % (name, b",".join(needs[name]))
+                ),
+                lambda client: client.query(client.dice.sample(packages, 500), OK),
+                lambda client: client.query(client.share, OK),
+                lambda client: client.repeat_until_ok(lambda name: b"REMOVE|%b|" % name),
+                lambda client: client.query(client.share, FAIL),
+            ):
+                async with asyncio.TaskGroup() as group:
+                    for client in clients:
+                        group.create_task(step(client))
+            for client in clients:
+                client.writer.close()
+
+    asyncio.run(run())
