@@ -13,6 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	$$p -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo $$p; break; }; done)
 
 CYTHON_SOURCES := $(wildcard $(foreach e,pyx pxd pxi,pkgindex/*.$e pkgindex/store/*.$e))
+HEADERS := $(wildcard pkgindex/*.h pkgindex/store/*.h)
 LINTED := pkgindex tests $(wildcard benchmarks) setup.py
 
 .DELETE_ON_ERROR:
@@ -69,7 +70,7 @@ $(VENV)/.made: | tools
 	@touch $@
 
 # Editable: the sources of this checkout run, and only a changed extension is built again.
-$(VENV)/.built: $(VENV)/.made setup.py pyproject.toml $(CYTHON_SOURCES)
+$(VENV)/.built: $(VENV)/.made setup.py pyproject.toml $(CYTHON_SOURCES) $(HEADERS)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
@@ -80,11 +81,17 @@ $(VENV)/.with-%: pyproject.toml $(VENV)/.built
 
 # --- the same tests against other builds, each in an environment of its own -----------------------
 
+# In a copy of the tests alone: beside the sources, Python would take those and not what is installed.
+ABOUT_SOURCES := $(addprefix --ignore=tests/,test_install.py test_architecture.py)
+INSTALLED := build/installed
 testinstalled: sdist
-	rm -rf .venv-installed
+	rm -rf .venv-installed $(INSTALLED)
 	$(PYTHON) -m venv .venv-installed
 	.venv-installed/bin/python -m pip install --quiet "$$(echo dist/pkgindex-*.tar.gz)[test]"
-	.venv-installed/bin/pytest $(PYTEST_ARGS)
+	mkdir -p $(INSTALLED)
+	cp -r tests pyproject.toml $(wildcard README.md docs packaging benchmarks) $(INSTALLED)
+	ln -sfn ../../shared build/shared
+	cd $(INSTALLED) && $(CURDIR)/.venv-installed/bin/pytest $(PYTEST_ARGS) $(ABOUT_SOURCES)
 
 # Python itself leaks by ASan's measure, and loads the extension late: so no leak check, and a preload.
 SANITIZED_TESTS ?= $(wildcard tests/core tests/test_core*.py tests/store tests/test_store*.py)
