@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from tests.servers import parse_address
+from tests.servers import PATIENCE, parse_address
 
 #: Open files that a run with 1,000 connections needs in the test's own process.
 OPEN_FILES = 4096
@@ -18,6 +18,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--server",
         metavar="HOST:PORT",
         help="judge the server that listens there (or at unix:PATH) instead of starting pkgindex",
+    )
+    group.addoption(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help="how long to wait for what the server owes (default: %(default)g)",
     )
     group.addoption(
         "--only-spec",

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import re
 import signal
+from collections.abc import Callable
 
 OK, FAIL, ERROR = b"OK\n", b"FAIL\n", b"ERROR\n"
 
@@ -45,9 +46,10 @@ class Model:
             if not dependencies <= self.packages.keys():
                 return FAIL
             self.packages[package] = dependencies
-        elif any(package in needed for name, needed in self.packages.items() if name != package):
-            return FAIL
-        else:
+        if command == b"REMOVE":
+            dependents = {name for name, needed in self.packages.items() if package in needed}
+            if dependents - {package}:
+                return FAIL
             self.packages.pop(package, None)
         return OK
 
@@ -100,7 +102,7 @@ class Conversation(asyncio.Protocol):
 
 
 async def listen(
-    model: Model, port: int, conversation: type[Conversation] = Conversation
+    model: Model, port: int, conversation: Callable[[Model], Conversation] = Conversation
 ) -> asyncio.Server:
     """Serve `model` on a port of 127.0.0.1 (0: a free one). OSError if the port is taken."""
     loop = asyncio.get_running_loop()

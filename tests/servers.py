@@ -258,7 +258,12 @@ class Wire:
         return self.exchange(b"".join(data), len(data))
 
     def exchange(self, data: bytes, count: int) -> list[bytes]:
-        """Send `data` and return the next `count` replies, reading while sending.
+        """Send `data` and return the next `count` replies, reading while sending."""
+        replies = self.exchange_bytes(data, count).split(b"\n")
+        return [reply + b"\n" for reply in replies[:count]]
+
+    def exchange_bytes(self, data: bytes, count: int) -> bytes:
+        """Do as `exchange`, and return the replies as they came: for millions of them.
 
         A server stops reading from a client that does not read its replies, so a pipeline that
         is sent to its end before the first reply is read may wait for ever.
@@ -280,9 +285,12 @@ class Wire:
                             selector.modify(self.socket, selectors.EVENT_READ)
                     if happened & selectors.EVENT_READ:
                         missing -= self._receive_some(missing)
-        *replies, rest = bytes(self._received).split(b"\n", count)
-        self._received[:] = rest
-        return [reply + b"\n" for reply in replies]
+        end = len(self._received)
+        for _ in range(1 - missing):
+            end = self._received.rfind(b"\n", 0, end)
+        replies = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return replies
 
     def half_close(self) -> None:
         """Shut down the sending side; the receiving side stays open."""

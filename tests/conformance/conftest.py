@@ -74,21 +74,22 @@ class Names:
 
 
 @pytest.fixture
-def names(address: Address) -> Iterator[Names]:
+def names(request: pytest.FixtureRequest, address: Address) -> Iterator[Names]:
     """Names of this test's own, removed from the index when it ends."""
     names = Names()
     yield names
-    with Wire(address) as wire:
+    with Wire(address, request.config.getoption("--patience")) as wire:
         names.remove_all(wire)
 
 
 @pytest.fixture
-def connect(address: Address, names: Names) -> Iterator[Connect]:
+def connect(request: pytest.FixtureRequest, address: Address, names: Names) -> Iterator[Connect]:
     """Open connections. At the end each one that is still open must owe nothing."""
+    patience = request.config.getoption("--patience")
     wires: list[Wire] = []
 
     def connect() -> Wire:
-        wires.append(Wire(address))
+        wires.append(Wire(address, patience))
         return wires[-1]
 
     yield connect

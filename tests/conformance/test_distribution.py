@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 
 import pytest
 
@@ -61,14 +61,32 @@ class Client:
                 assert answer == ERROR, f"{line!r} got {answer!r}"
         return answers
 
-    async def repeat_until_ok(self, message: Callable[[bytes], bytes]) -> None:
-        """Send a message for each package of the share, in random order, until each was OK."""
+    async def repeat_until_ok(
+        self, message: Callable[[bytes], bytes], others: Mapping[bytes, list[bytes]], then: bytes
+    ) -> None:
+        """Send a message for each package of the share, in random order, until each was OK.
+
+        Once a package's message was OK each of its `others` must be answered with `then`.
+        """
         left = self.share.copy()
         while left:
             self.dice.shuffle(left)
             answers = await self.ask([message(name) for name in left])
             assert set(answers) <= {OK, FAIL}
+            done = [name for name, answer in zip(left, answers, strict=True) if answer == OK]
+            await self.query([other for name in done for other in others[name]], then)
             left = [name for name, answer in zip(left, answers, strict=True) if answer == FAIL]
+
+    async def find_unremovable(self, dependents: Mapping[bytes, list[bytes]]) -> None:
+        """Try to remove what others depend on; none of it may go."""
+        needed = [name for name in self.share if dependents[name]]
+        answers = await self.ask([b"REMOVE|%b|" % name for name in needed])
+        gone = [name for name, answer in zip(needed, answers, strict=True) if answer != FAIL]
+        assert not gone, f"removed while others depend on it: {gone[:5]}, {len(gone)} in all"
+
+    def some(self, packages: list[bytes]) -> list[bytes]:
+        """Return a few of all packages: together the clients ask for the table many times."""
+        return self.dice.sample(packages, min(300, len(packages)))
 
     async def query(self, packages: list[bytes], expected: bytes) -> None:
         """Query packages, and find the same answer for each."""
@@ -88,29 +106,40 @@ def test_a_hundred_clients_index_query_and_remove_a_distribution(
     print(f"{len(table)} packages of {source}, seed {seed}")
     record_property("table", source)
     needs = {names(name): [names(d) for d in listed] for name, listed in table.items()}
+    dependents: dict[bytes, list[bytes]] = {name: [] for name in needs}
+    for name, listed in needs.items():
+        for needed in listed:
+            dependents[needed].append(name)
     dice = random.Random(seed)
     packages = dice.sample(list(needs), len(needs))
     shares = [packages[start::CLIENTS] for start in range(CLIENTS)]
     clients = [Client(share, random.Random(dice.random())) for share in shares]
 
+    def index(name: bytes) -> bytes:
+        return b"INDEX|%b|%b" % (name, b",".join(needs[name]))
+
+    def remove(name: bytes) -> bytes:
+        return b"REMOVE|%b|" % name
+
+    steps: list[Callable[[Client], Coroutine[None, None, None]]] = [
+        lambda client: client.query(client.share, FAIL),
+        lambda client: client.repeat_until_ok(index, needs, then=OK),
+        lambda client: client.find_unremovable(dependents),
+        lambda client: client.query(client.share + client.some(packages), OK),
+        lambda client: client.repeat_until_ok(remove, dependents, then=FAIL),
+        lambda client: client.query(client.share + client.some(packages), FAIL),
+    ]
+
     async def run() -> None:
         async with asyncio.timeout(PATIENCE):
             for client in clients:
                 await client.open(address)
-            for step in (
-                lambda client: client.query(client.share, FAIL),
-                lambda client: client.repeat_until_ok(
-                    lambda name: b"INDEX|%b|%b" % (name, b",".join(needs[name]))
-                ),
-                lambda client: client.query(client.dice.sample(packages, 500), OK),
-                lambda client: client.query(client.share, OK),
-                lambda client: client.repeat_until_ok(lambda name: b"REMOVE|%b|" % name),
-                lambda client: client.query(client.share, FAIL),
-            ):
+            for step in steps:
                 async with asyncio.TaskGroup() as group:
                     for client in clients:
                         group.create_task(step(client))
             for client in clients:
                 client.writer.close()
+                await client.writer.wait_closed()
 
     asyncio.run(run())

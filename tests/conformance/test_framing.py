@@ -76,9 +76,7 @@ def test_one_byte_a_packet_is_answered_the_same(wire: Wire, names: Names) -> Non
 
 
 @pytest.mark.spec
-def test_unfinished_lines_of_two_connections_are_not_mixed(
-    connect: Connect, names: Names
-) -> None:
+def test_unfinished_lines_of_two_connections_are_not_mixed(connect: Connect, names: Names) -> None:
     first, second = connect(), connect()
     a, b = names("a"), names("b")
     first.send(b"INDEX|%b" % a)
@@ -139,7 +137,9 @@ def test_after_half_close_a_pipeline_of_100000_messages_is_answered_to_its_end(
 
 
 @pytest.mark.decision
-@pytest.mark.parametrize("unfinished", [b"INDEX|%b|", b"INDEX|%b", b"I", b"INDEX|%b|\r", b"x" * 70_000])
+@pytest.mark.parametrize(
+    "unfinished", [b"INDEX|%b|", b"INDEX|%b", b"I", b"INDEX|%b|\r", b"x" * 70_000]
+)
 def test_bytes_after_the_last_line_feed_are_dropped_without_a_reply(
     connect: Connect, names: Names, unfinished: bytes
 ) -> None:

@@ -61,9 +61,19 @@ def test_a_line_over_the_limit_gets_one_error_and_the_connection_goes_on(
 
 def test_several_long_lines_in_a_row_get_one_error_each_in_order(wire: Wire, names: Names) -> None:
     a, long = names("a"), b"x" * (MAX_LINE + 1)
-    lines = [b"QUERY|%b|" % a, long, b"INDEX|%b|" % a, long, long, long, b"QUERY|%b|" % a, b"", long]
+    lines = [
+        b"QUERY|%b|" % a,
+        long,
+        b"INDEX|%b|" % a,
+        long,
+        long,
+        long,
+        b"QUERY|%b|" % a,
+        b"",
+        long,
+    ]
     expected = [FAIL, ERROR, OK, ERROR, ERROR, ERROR, OK, ERROR, ERROR]
-    assert wire.ask_all(lines * 2) == expected + [OK, *expected[1:]]
+    assert wire.ask_all(lines * 2) == [*expected, OK, *expected[1:]]
 
 
 @pytest.mark.parametrize("filler", [MAX_LINE, MAX_LINE + 1, 2 * MAX_LINE, 5 * MAX_LINE - 3])
@@ -100,9 +110,7 @@ def test_a_line_over_the_limit_that_ends_with_its_packet_gets_one_error(
         assert wire.ask(b"QUERY|%b|" % other) == FAIL
 
 
-def test_a_line_over_the_limit_disturbs_no_other_connection(
-    connect: Connect, names: Names
-) -> None:
+def test_a_line_over_the_limit_disturbs_no_other_connection(connect: Connect, names: Names) -> None:
     long, other = connect(), connect()
     long.send(b"x" * (MAX_LINE + 1))
     assert other.ask(b"INDEX|%b|" % names("a")) == OK

@@ -32,12 +32,17 @@ def test_a_broken_message_gets_error_and_the_connection_goes_on(
     wire: Wire, names: Names, line: bytes
 ) -> None:
     a = names("a")
-    assert wire.ask_all([b"INDEX|%b|" % a, line, b"QUERY|%b|" % a]) == [OK, ERROR, OK]
+    assert wire.ask(b"INDEX|%b|" % a) == OK
+    assert wire.ask_all([line, b"QUERY|%b|" % a]) == [ERROR, OK]
+    assert wire.ask(line) == ERROR
+    assert wire.ask_all([line, line, b"QUERY|%b|" % a]) == [ERROR, ERROR, OK]
 
 
 @pytest.mark.decision
 @pytest.mark.parametrize("command", [b"INDEX", b"REMOVE", b"QUERY"])
-@pytest.mark.parametrize("shape", [b"%b", b"%b|", b"%b|PKG", b"%b|PKG||", b"%b|PKG|PKG|", b"|%b|PKG|"])
+@pytest.mark.parametrize(
+    "shape", [b"%b", b"%b|", b"%b|PKG", b"%b|PKG||", b"%b|PKG|PKG|", b"|%b|PKG|"]
+)
 def test_a_message_has_exactly_two_bars(
     wire: Wire, names: Names, command: bytes, shape: bytes
 ) -> None:
@@ -106,8 +111,25 @@ def test_a_dependency_listed_twice_counts_once(wire: Wire, names: Names) -> None
 @pytest.mark.decision
 @pytest.mark.parametrize(
     "command",
-    [b"index", b"Index", b"INDEx", b"INDEX ", b" INDEX", b"\tINDEX", b"INDEX\0", b"", b"INDE"]
-    + [b"INDEXX", b"remove", b"Remove", b"query", b"Query", b"QUERYQUERY", b"REMOVE,", b"*"],
+    [
+        b"index",
+        b"Index",
+        b"INDEx",
+        b"INDEX ",
+        b" INDEX",
+        b"\tINDEX",
+        b"INDEX\0",
+        b"",
+        b"INDE",
+        b"INDEXX",
+        b"remove",
+        b"Remove",
+        b"query",
+        b"Query",
+        b"QUERYQUERY",
+        b"REMOVE,",
+        b"*",
+    ],
 )
 def test_a_command_is_one_of_three_words_in_capitals(
     wire: Wire, names: Names, command: bytes
@@ -129,7 +151,9 @@ def test_a_carriage_return_before_the_line_feed_is_an_error(
 
 
 @pytest.mark.decision
-@pytest.mark.parametrize("line", [b"", b" ", b"\r", b"\0", b"|", b"||", b"|||", b",", b"OK", b"\xff"])
+@pytest.mark.parametrize(
+    "line", [b"", b" ", b"\r", b"\0", b"|", b"||", b"|||", b",", b"OK", b"\xff"]
+)
 def test_an_empty_or_meaningless_line_is_an_error(wire: Wire, line: bytes) -> None:
     assert wire.ask_all([line] * 3) == [ERROR] * 3
 

@@ -13,7 +13,11 @@ pytestmark = pytest.mark.decision
 LEGAL = bytes(byte for byte in range(0x21, 0x7F) if byte not in b"|,")
 
 #: A name with a byte at its start, inside it or at its end, and random letters all the same.
-PLACES = {"first": b"%(byte)b%(random)b", "inner": b"%(random)b%(byte)bz", "last": b"%(random)b%(byte)b"}
+PLACES = {
+    "first": b"%(byte)b%(random)b",
+    "inner": b"%(random)b%(byte)bz",
+    "last": b"%(random)b%(byte)b",
+}
 
 
 def _name_with(byte: int, place: str, names: Names) -> bytes:
@@ -94,7 +98,22 @@ def test_a_name_that_means_something_to_a_file_system_is_like_any_other(
 
 
 def test_names_that_differ_in_one_byte_are_different_packages(wire: Wire, names: Names) -> None:
-    words = ["a", "A", "aa", "a/a", "a%2Fa", "a_a", "a-a", "a.a", "a.", "a/", "/a", "./a", "a/.", "a//a"]
+    words = [
+        "a",
+        "A",
+        "aa",
+        "a/a",
+        "a%2Fa",
+        "a_a",
+        "a-a",
+        "a.a",
+        "a.",
+        "a/",
+        "/a",
+        "./a",
+        "a/.",
+        "a//a",
+    ]
     for word in words:
         assert wire.ask(b"QUERY|%b|" % names(word)) == FAIL, word
         assert wire.ask(b"INDEX|%b|" % names(word)) == OK
@@ -140,9 +159,7 @@ def test_a_longer_name_is_an_error_as_package_and_as_dependency(
     assert wire.ask(b"QUERY|%b|" % a) == OK
 
 
-def test_long_names_that_differ_at_the_end_are_different_packages(
-    wire: Wire, names: Names
-) -> None:
+def test_long_names_that_differ_at_the_end_are_different_packages(wire: Wire, names: Names) -> None:
     first, second = names.of_length(255, b"a"), names.of_length(255, b"b")
     shorter = names.of_length(254)
     assert wire.ask(b"INDEX|%b|" % first) == OK
