@@ -1,0 +1,89 @@
+"""The seam between the wire and the storage: what an Index is, and how a URL finds one.
+
+The unit is the Batch: the complete lines of one received chunk, parsed but still in C. An Index that
+stands on the core's Graph hands the batch on and gets all answers in one call, with no object a
+message. Another, such as one on a database, iterates over the batch, which costs a tuple a message, and
+gives the answers later. The protocol knows neither.
+
+An installed package adds a scheme with an entry point in the group `pkgindex.stores`:
+
+    [project.entry-points."pkgindex.stores"]
+    postgresql = "its_module:ItsIndex"
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Self
+
+from pkgindex._core import Batch
+from pkgindex.config import Settings
+from pkgindex.errors import ConfigError, PkgindexError
+
+__all__ = ["Answers", "Index", "Piece", "Progress", "open_index"]
+
+# (ticket, replies, changes): these replies may be sent once the ticket is settled, and are the answers
+# to that many INDEX and REMOVE. An Index that does not know the replies yet gives an empty bytearray and
+# fills it before it settles the ticket.
+type_of_replies = bytes | bytearray
+Piece = tuple[int, type_of_replies, int]
+
+# All replies, if they may be sent now; otherwise the pieces, in order.
+Answers = bytes | list[Piece]
+
+# How far the opening has come: (done, of all), in whatever unit.
+Progress = Callable[[int, int], None]
+
+
+class Index(ABC):
+    """A consistent index of packages, which answers batches in the order they come.
+
+    Called from one event loop only. Tickets grow; each is settled after all lower ones.
+    """
+
+    settled: int = 0  # the highest ticket whose replies may be sent
+    congested: bool = False  # no more changes now: batches get no room for them until a ticket settles
+
+    @classmethod
+    @abstractmethod
+    def open(cls, location: str, settings: Settings, progress: Progress | None = None) -> Self:
+        """Open the storage at `location`, the URL without its scheme; may block for long.
+
+        Raises PkgindexError: what is wrong, where, and what to do."""
+
+    @abstractmethod
+    def start(
+        self, loop: asyncio.AbstractEventLoop, settled: Callable[[], None], failed: Callable[[PkgindexError], None]
+    ) -> None:
+        """Begin to serve on `loop`: call `settled` whenever that attribute has grown or `congested` has
+        ended, and `failed`, once, when the storage can go on no longer."""
+
+    @abstractmethod
+    def apply(self, batch: Batch) -> Answers:
+        """Read messages from the batch as it allows (see Batch), and answer them."""
+
+    @abstractmethod
+    async def stop(self, timeout: float) -> dict[str, object]:
+        """Settle what was applied, write what is behind, let the storage go, within `timeout` seconds.
+
+        Nothing may be applied any more. Returns facts for the log's last line."""
+
+    @abstractmethod
+    def stats(self) -> dict[str, object]:
+        """Counters for the log."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many packages are indexed."""
+
+
+def open_index(settings: Settings, progress: Progress | None = None) -> Index:
+    """Open the index that `settings.store` names. Blocks; raises PkgindexError."""
+    scheme, _, location = settings.store.partition(":")
+    found = {point.name: point for point in entry_points(group="pkgindex.stores")}
+    if scheme not in found:
+        known = ", ".join(f"{name}:" for name in sorted(found))
+        raise ConfigError(f"{settings.store}: unknown store {scheme}:; this installation knows {known}")
+    index: type[Index] = found[scheme].load()
+    return index.open(location, settings, progress)

@@ -1,0 +1,256 @@
+"""`file:PATH`: a Graph in memory, a journal that makes its changes durable, and one file per package.
+
+Group commit: what arrives while one commit is being synced forms the next. A commit under way costs
+the event loop nothing; when it is done an eventfd wakes the loop, which hands over the next one before
+it lets the answers go.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+from pkgindex._core import Batch
+from pkgindex.config import Settings
+from pkgindex.errors import ConfigError, PkgindexError, StoreDamaged, StoreFailed, StoreOwned, StoreUnreachable
+from pkgindex.index.base import Answers, Index, Progress
+from pkgindex.store import format as store_format
+from pkgindex.store.claim import GONE, Claim, Withdrawn, claim, highest_epoch, owner_of
+from pkgindex.store.journal import Journal
+from pkgindex.store.lease import Lease
+from pkgindex.store.mount import Mount
+from pkgindex.store.packages import WriteBehind
+from pkgindex.store.recovery import Recovered, recover
+
+__all__ = ["FileIndex", "path_of"]
+
+# Redo lines of the open commit past which no more changes are taken: a mount that hangs must not fill
+# the memory, however many clients there are.
+OPEN_COMMIT_LIMIT = 32 << 20
+
+# How long past the deadline the files that are being written when it comes may take.
+GRACE_SECONDS = 2.0
+
+CLAIMS = 5  # tries against other claimants, with random pauses that grow (rule C8)
+
+
+def path_of(location: str) -> str:
+    """The folder that `file:LOCATION` names: relative, absolute, or with an empty host. Raises ConfigError."""
+    if location.startswith("//"):
+        location = location[2:]
+        if not location.startswith("/"):
+            raise ConfigError(f"file://{location}: names a host; write file:///PATH for an absolute path")
+    if not location or "\0" in location:
+        raise ConfigError("file: needs a path, such as file:./pkgindex-data")
+    return os.path.abspath(location)
+
+
+class FileIndex(Index):
+    """The index that one writer keeps on a mount."""
+
+    def __init__(
+        self, mount: Mount, shards: int, mine: Claim, lease: Lease, recovered: Recovered, journal_limit: int
+    ) -> None:
+        self._graph = recovered.graph
+        self._lease = lease
+        self._claim = mine
+        self._mount = mount
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._journal = Journal(mount, mine, self._event)
+        self._journal.open(recovered.effect, recovered.next_change)
+        self._behind = WriteBehind(mount, mine.staging, shards, self._graph, self._journal, self._round_failed)
+        self._journal_limit = journal_limit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._committing = False
+        self._scheduled = False
+        self._commit_failed = False
+        self._quiet: asyncio.Event | None = None
+        self.recovered_bytes = recovered.replayed
+
+    # --- opening ----------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, location: str, settings: Settings, progress: Progress | None = None) -> Self:
+        """Claim the store, read it, and make this process its writer. See Index."""
+        mount = Mount(path_of(location))
+        try:
+            fmt = store_format.read(mount) or store_format.create(mount, insist=settings.create)
+            for folder in store_format.FOLDERS:
+                mount.make_folder(folder)
+            lease = Lease(mount)
+            try:
+                mine = _claim(mount, lease, takeover=settings.takeover)
+                if store_format.read(mount) != fmt:
+                    raise StoreDamaged(f"{mount.path('FORMAT')}: changed while the store was claimed; start again")
+                recovered = recover(mount, fmt, mine, progress)
+                return cls(mount, fmt.shards, mine, lease, recovered, settings.journal_limit)
+            except Withdrawn as reason:
+                raise _owned(mount, f"another server claims it: {reason}") from None
+            except BaseException:
+                lease.close()
+                raise
+        except OSError as error:
+            where = error.filename or mount.root
+            raise StoreUnreachable(
+                f"{where}: {error.strerror}: check that the mount is there, writable and not full"
+            ) from None
+
+    # --- serving ----------------------------------------------------------------------------------
+
+    def start(
+        self, loop: asyncio.AbstractEventLoop, settled: Callable[[], None], failed: Callable[[PkgindexError], None]
+    ) -> None:
+        """See Index."""
+        self._loop = loop
+        self._tell_settled = settled
+        self._tell_failed = failed
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        loop.add_reader(self._event, self._committed)
+        self._behind.start()
+
+    def apply(self, batch: Batch) -> Answers:
+        """See Index. Raises MemoryError when the process must end."""
+        answers = self._graph.apply(batch)
+        if self._graph.asked and not self._scheduled and not self._committing and self._loop:
+            # Not at once: what the other connections have sent in this turn of the loop belongs to it.
+            self._scheduled = True
+            self._loop.call_soon(self._commit)
+        if not self.congested and self._graph.redo_bytes > OPEN_COMMIT_LIMIT:
+            self.congested = True
+        return answers
+
+    def _commit(self) -> None:
+        self._scheduled = False
+        if self._committing or self._commit_failed:
+            return
+        _, lines, number = self._graph.seal()
+        self._journal.submit(lines, number, self._graph.changes - number + 1)
+        self._committing = True
+        if self._quiet:
+            self._quiet.clear()
+
+    def _committed(self) -> None:
+        """The eventfd was rung."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+        try:
+            if not self._journal.completed():
+                return
+        except OSError as error:
+            self._commit_failed = True
+            self._fail(error)
+            return
+        self._committing = False
+        ticket = self._graph.ticket - 1
+        self._graph.settle(ticket)
+        if self._graph.asked:
+            self._commit()
+        elif self._quiet:
+            self._quiet.set()
+        self.settled = ticket
+        self._behind.settled(ticket)
+        over = self._journal.size > self._journal_limit
+        if over:
+            self._behind.hurry()
+        self.congested = over or self._graph.redo_bytes > OPEN_COMMIT_LIMIT
+        self._tell_settled()
+        if over and self._loop:
+            self._loop.call_later(0.05, self._uncongest)
+
+    def _uncongest(self) -> None:
+        """The journal was over its limit: let changes go on once a round has shortened it."""
+        if not self.congested or self._commit_failed:
+            return
+        if self._journal.size > self._journal_limit:
+            self._behind.hurry()
+            if self._loop:
+                self._loop.call_later(0.05, self._uncongest)
+        elif not self._committing:
+            self.congested = False
+            self._tell_settled()
+
+    def _fail(self, error: OSError) -> None:
+        if self._loop:
+            self._loop.remove_reader(self._event)
+        where = error.filename or self._mount.root
+        if error.errno in GONE and not os.path.exists(self._mount.path("staging", self._claim.staging.name)):
+            message = f"{self._mount.root}: another server has taken over (epoch {highest_epoch(self._mount)}); this one stops"
+        else:
+            message = (
+                f"{where}: {error.strerror}; the writer stops, nothing was acknowledged since; mend the storage "
+                "(room, permissions, mount) and start again"
+            )
+        self._tell_failed(StoreFailed(message))
+
+    def _round_failed(self, error: OSError) -> None:
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    async def stop(self, timeout: float) -> dict[str, object]:
+        """See Index."""
+        loop = asyncio.get_running_loop()
+        deadline = time.monotonic() + timeout
+
+        def left() -> float:
+            return max(0.1, deadline - time.monotonic())
+
+        if self._quiet:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), left())
+        self._behind.stop(deadline)
+        written = await loop.run_in_executor(None, self._behind.join, left() + GRACE_SECONDS)
+        behind = self._behind.behind
+        ended = await loop.run_in_executor(None, self._journal.stop, left())
+        loop.remove_reader(self._event)
+        if self._behind.last_error is not None:
+            raise StoreFailed(f"{self._mount.root}: {self._behind.last_error.strerror}; package files lag behind")
+        if not written or not ended:
+            raise StoreFailed(
+                f"{self._mount.root}: does not answer; stopped without it, what was acknowledged is in the journal"
+            )
+        self._claim.staging.close()
+        self._lease.close()
+        os.close(self._event)
+        return {"packages": len(self), "behind": behind, "rounds": self._behind.rounds}
+
+    def stats(self) -> dict[str, object]:
+        """The graph's counters and the store's."""
+        return self._graph.stats() | {
+            "epoch": self._claim.epoch,
+            "commits": self._journal.commits,
+            "journal_bytes": self._journal.size,
+            "rounds": self._behind.rounds,
+            "files_written": self._behind.files,
+            "behind": self._behind.behind,
+        }
+
+    def __len__(self) -> int:
+        return len(self._graph)
+
+
+def _claim(mount: Mount, lease: Lease, *, takeover: bool) -> Claim:
+    """Claim the store unless its writer lives. Raises StoreOwned, StoreUnreachable, OSError."""
+    reason = Withdrawn("")
+    for attempt in range(CLAIMS):
+        last = highest_epoch(mount)
+        if last and not takeover:
+            if not lease.hold(last):
+                raise _owned(mount, "it is in use by")
+            lease.release(last)
+        try:
+            return claim(mount, None if takeover else lease)
+        except Withdrawn as withdrawn:
+            reason = withdrawn
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311
+    raise _owned(mount, f"another server claims it: {reason};")
+
+
+def _owned(mount: Mount, why: str) -> StoreOwned:
+    owner = owner_of(mount, highest_epoch(mount))
+    return StoreOwned(f"{mount.root}: {why} {owner}; stop that server, or depose it with --takeover")

@@ -1,0 +1,408 @@
+"""One client's connection: bytes in, complete lines to the Index, replies out in order.
+
+Rules:
+
+1. A connection's replies leave in the order of its messages, each exactly once.
+2. What a client can make the server keep is bounded: one unfinished line, one window of unanswered
+   changes, one chunk of lines that wait for room in it, replies that wait for durability up to HELD,
+   and the transport's own buffer. Past any of these the connection is read no further.
+3. One connection has the loop for one chunk at a time, however much it has sent.
+
+Theory of operation. All connections receive into one shared buffer, behind the short unfinished line
+that one may have kept from its last chunk; only a long line, or lines that wait for room, get a buffer
+that grows. So an idle connection costs none. The complete lines of a chunk go to the Index in one call. Answers that rest on a change which is not
+durable yet wait in pieces; the server calls release() when more of them are settled.
+
+The state of the receiving side:
+
+    LINES      between lines, or within one
+    SKIPPING   within a line longer than the limit, which was answered ERROR: dropped up to its end
+    ENDED      the client has shut down its sending side: answer what it sent, then close
+    DRAINING   the server is stopping: what was received is answered, then the connection closes
+
+Reading is on exactly while nothing is in its way: see _steer().
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from pkgindex._core import Batch
+from pkgindex.config import Settings
+from pkgindex.errors import PkgindexError, StoreFailed
+from pkgindex.index import Answers, Index, Piece
+
+__all__ = ["Connection", "Hub"]
+
+# What one read takes at most: about 3,000 messages, well under a millisecond of the loop's time.
+CHUNK = 64 * 1024
+
+# An unfinished line up to this length is copied into the shared buffer at each read; a longer one is
+# received where it is, so that it is copied a few times in all however small its pieces are.
+SHORT = 4 * 1024
+
+# Bytes of replies that may wait for durability behind a change, before reading stops.
+HELD = 256 * 1024
+
+
+class Hub:
+    """What all connections of a server share."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, index: Index, settings: Settings) -> None:
+        self.loop = loop
+        self.index = index
+        self.window = settings.window
+        self.max_line = settings.max_line
+        self.max_clients = settings.max_clients
+        self.batch = Batch(settings.max_line)
+        self.shared = bytearray(SHORT + CHUNK)
+        self.shared_view = memoryview(self.shared)
+        self.first_view = self.shared_view[:CHUNK]
+        self.now = loop.time()  # as of the last sweep: coarse, and free to read
+        self.connections: set[Connection] = set()
+        self.waiting: dict[Connection, None] = {}  # replies wait to be settled, or lines for room
+        self.unfinished: dict[Connection, float] = {}  # since when a line has been unfinished
+        self.accepted = self.refused = self.late = self.idle = self.overlong = 0
+        self.failed: Callable[[PkgindexError], None] = lambda error: None
+
+    def join(self, connection: "Connection") -> bool:
+        """Take a new connection in; False if there are too many."""
+        if len(self.connections) >= self.max_clients:
+            self.refused += 1
+            return False
+        self.accepted += 1
+        self.connections.add(connection)
+        return True
+
+    def leave(self, connection: "Connection") -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        self.waiting.pop(connection, None)
+        self.unfinished.pop(connection, None)
+
+    def settled(self) -> None:
+        """More tickets are settled, or there is room again: let the answers go."""
+        settled = self.index.settled
+        waiting = self.waiting
+        for connection in tuple(waiting):
+            if not connection.release(settled):
+                waiting.pop(connection, None)
+
+    def sweep(self, line_timeout: float, idle_timeout: float) -> None:
+        """Close what has left a line unfinished, or sent nothing, for too long (seconds; 0: never)."""
+        self.now = now = self.loop.time()
+        if line_timeout:
+            for connection in [c for c in self.unfinished if c.is_late(now - line_timeout)]:
+                self.late += 1
+                connection.abort()
+        if idle_timeout:
+            for connection in [c for c in self.connections if c.is_idle(now - idle_timeout)]:
+                self.idle += 1
+                connection.abort()
+
+    def out_of_memory(self, error: MemoryError) -> None:
+        """The index could not get memory in the middle of a chunk: its answers are lost, so end."""
+        self.failed(StoreFailed(f"out of memory: {error}; give the server more, and start it again"))
+
+    def stats(self) -> dict[str, object]:
+        """Counters for the log."""
+        return {
+            "clients": len(self.connections),
+            "accepted": self.accepted,
+            "refused": self.refused,
+            "closed_late": self.late,
+            "closed_idle": self.idle,
+            "overlong_lines": self.overlong,
+        }
+
+
+class State(Enum):
+    """Of the receiving side."""
+
+    LINES = "lines"
+    SKIPPING = "skipping"
+    ENDED = "ended"
+    DRAINING = "draining"
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A client, from connection_made to connection_lost."""
+
+    __slots__ = (
+        "_blocked",
+        "_buffer",
+        "_error_due",
+        "_filled",
+        "_held",
+        "_hub",
+        "_lines",
+        "_paused",
+        "_state",
+        "_transport",
+        "_unanswered",
+        "_waiting",
+        "_yielding",
+        "seen",
+    )
+
+    def __init__(self, hub: "Hub") -> None:
+        self._hub = hub
+        self._transport: asyncio.Transport | None = None
+        self._buffer: bytearray | None = None  # own, while something is pending
+        self._filled = 0  # bytes in it
+        self._lines = 0  # how many of these are complete lines that wait for room in the window
+        self._state = State.LINES
+        self._waiting: deque[Piece] = deque()
+        self._held = 0  # bytes of replies in `_waiting`
+        self._unanswered = 0  # INDEX and REMOVE among them
+        self._error_due = False  # an overlong line stands behind lines that wait
+        self._blocked = False  # the client does not read what it is sent
+        self._yielding = False  # it had its chunk in this turn of the loop
+        self._paused = False
+        self.seen = hub.now  # when it last sent something, by the hub's coarse clock
+
+    # --- from the transport -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join the hub, or be closed without a byte if it is full."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if not self._hub.join(self):
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget everything; changes that were applied stay applied."""
+        self._transport = None
+        self._buffer = None
+        self._waiting.clear()
+        self._hub.leave(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: the shared buffer, or behind a long unfinished line."""
+        filled = self._filled
+        if not filled:
+            return self._hub.first_view
+        own = self._buffer
+        assert own is not None
+        if filled <= SHORT:
+            self._hub.shared[:filled] = own
+            return self._hub.shared_view[filled : filled + CHUNK]
+        if len(own) - filled < SHORT:
+            # Not extended in place: the transport may still hold a view of it.
+            grown = bytearray(min(2 * len(own), self._hub.max_line + 2 * CHUNK))
+            grown[:filled] = memoryview(own)[:filled]
+            self._buffer = own = grown
+        return memoryview(own)[filled : filled + CHUNK]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have arrived there."""
+        hub = self._hub
+        self.seen = hub.now
+        before = self._filled
+        buffer = hub.shared if before <= SHORT else self._buffer
+        assert buffer is not None
+        end = before + nbytes
+        start = 0
+        if self._state is not State.LINES:
+            if self._state is not State.SKIPPING:
+                return  # draining: dropped unread
+            start = buffer.find(b"\n", before, end) + 1
+            if not start:
+                return
+            self._state = State.LINES
+            hub.unfinished.pop(self, None)
+        if nbytes == CHUNK:
+            # It filled the buffer, so there is more: let the others have their turn first.
+            self._yielding = True
+            hub.loop.call_soon(self._go_on)
+        cut = buffer.rfind(b"\n", start or before, end) + 1
+        stop = self._process(buffer, start, cut) if cut else start
+        if stop == end and not self._filled:
+            if hub.unfinished:
+                hub.unfinished.pop(self, None)
+        else:
+            self._keep(buffer, stop, end, cut)
+        if self._yielding or self._lines or self._paused or self._held > HELD:
+            self._steer()
+
+    def eof_received(self) -> bool:
+        """The client sends no more: answer what it sent, then close."""
+        if self._state is not State.DRAINING:
+            self._state = State.ENDED
+        self._hub.unfinished.pop(self, None)
+        self._finish()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read: read nothing from it either."""
+        self._blocked = True
+        self._steer()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._blocked = False
+        self._steer()
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _process(self, buffer: bytearray, start: int, stop: int) -> int:
+        """Give complete lines to the Index; where it stopped for lack of room."""
+        batch = self._hub.batch
+        index = self._hub.index
+        room = 0 if index.congested else self._hub.window - self._unanswered
+        batch.load(buffer, start, stop, room)
+        try:
+            answers = index.apply(batch)
+        except MemoryError as error:
+            self._hub.out_of_memory(error)
+            return stop
+        if type(answers) is bytes and not self._waiting:
+            if answers and self._transport is not None:
+                self._transport.write(answers)
+        else:
+            self._hold(answers)
+        return batch.start
+
+    def _hold(self, answers: Answers) -> None:
+        """Queue replies in order; send at once those before which nothing waits."""
+        pieces: list[Piece] = [(0, answers, 0)] if isinstance(answers, bytes) else answers
+        settled = self._hub.index.settled
+        for piece in pieces:
+            ticket, replies, changes = piece
+            if not self._waiting and ticket <= settled:
+                if replies and self._transport is not None:
+                    self._transport.write(replies)
+            else:
+                self._waiting.append(piece)
+                self._held += len(replies)
+                self._unanswered += changes
+        if self._waiting:
+            self._hub.waiting[self] = None
+
+    def _keep(self, buffer: bytearray, start: int, end: int, cut: int) -> None:
+        """Keep buffer[start:end] for the next time; complete lines in it end at `cut`."""
+        hub = self._hub
+        lines = max(0, cut - start)
+        partial = end - start - lines
+        if partial and (cut or self not in hub.unfinished) and self._state is not State.ENDED:
+            hub.unfinished[self] = hub.now
+        elif not partial:
+            hub.unfinished.pop(self, None)
+        if partial > hub.max_line:
+            # The rest of this line will be dropped as it comes. Its answer may have to wait its turn.
+            hub.overlong += 1
+            self._state = State.SKIPPING
+            end -= partial
+            if lines:
+                self._error_due = True
+            else:
+                self._hold(b"ERROR\n")
+        left = end - start
+        if left <= SHORT:
+            self._buffer = buffer[start:end] if left else None
+        elif buffer is not self._buffer or start:
+            own = bytearray(min(2 * left, left + 2 * CHUNK))
+            own[:left] = memoryview(buffer)[start:end]
+            self._buffer = own
+        self._filled = left
+        self._lines = lines
+        if lines:
+            hub.waiting[self] = None
+
+    def release(self, settled: int) -> bool:
+        """Send the replies whose ticket is settled; whether anything still waits."""
+        waiting = self._waiting
+        ready = []
+        while waiting and waiting[0][0] <= settled:
+            _, replies, changes = waiting.popleft()
+            ready.append(replies)
+            self._held -= len(replies)
+            self._unanswered -= changes
+        if ready and self._transport is not None:
+            self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
+        if not waiting:
+            self._held = 0
+        if self._lines or self._paused or self._state is not State.LINES:
+            self._steer()
+        return bool(waiting) or self._lines > 0
+
+    # --- flow -------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        self._yielding = False
+        self._steer()
+
+    def _steer(self) -> None:
+        """Take up lines that waited for room, then read on, or not: the one place that decides."""
+        if self._transport is None:
+            return
+        if self._lines and not self._blocked and not self._yielding and not self._hub.index.congested:
+            self._take_up()
+        if self._state in (State.ENDED, State.DRAINING):
+            self._finish()
+            return
+        stop = self._blocked or self._yielding or self._lines > 0 or self._held > HELD
+        if stop is not self._paused:
+            self._paused = stop
+            if stop:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _take_up(self) -> None:
+        """Process the complete lines that had to wait."""
+        if self._unanswered >= self._hub.window:
+            return
+        buffer, end, cut = self._buffer, self._filled, self._lines
+        assert buffer is not None
+        stop = self._process(buffer, 0, cut)
+        if self._transport is None:
+            return
+        self._keep(buffer, stop, end, cut)
+        if self._error_due and not self._lines:
+            self._error_due = False
+            self._hold(b"ERROR\n")
+
+    def _finish(self) -> None:
+        """Close once all is answered; a client that ended its side needs no more than that."""
+        if self._lines or self._waiting or self._transport is None:
+            return
+        if self._state is State.ENDED:
+            self._transport.close()
+
+    # --- from the hub -----------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """The server stops: answer what was received, then end the connection."""
+        self._hub.unfinished.pop(self, None)
+        if self._state is not State.ENDED:
+            self._state = State.DRAINING
+        self._steer()
+
+    def drained(self) -> bool:
+        """Whether everything received is answered and sent. Then the sending side is shut down: closing
+        with unread bytes in the socket would reset it, and could take the last replies away."""
+        if self._transport is None:
+            return True
+        if self._lines or self._waiting or self._transport.get_write_buffer_size():
+            return False
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+        return True
+
+    def is_late(self, before: float) -> bool:
+        """Whether the client, free to send, has left a line unfinished since `before`."""
+        return not self._paused and self._hub.unfinished.get(self, before) < before
+
+    def is_idle(self, before: float) -> bool:
+        """Whether it has sent nothing since `before` and is owed nothing."""
+        return self.seen < before and not self._waiting and not self._lines and not self._blocked
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        if self._transport is not None:
+            self._transport.abort()

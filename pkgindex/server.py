@@ -1,0 +1,297 @@
+"""The server: opens the index, listens, heeds signals, and stops without losing an answer.
+
+The order of a start: limits, the index (which may take long), the listeners, the line that says so.
+The order of a stop: no new clients, every received message answered, the index closed; all within
+`stop_timeout`. A storage failure ends the process at once with exit code 5: connections that wait for
+the lost batch are closed without an answer, which is all that may be said about it.
+"""
+
+import asyncio
+import errno
+import gc
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+import time
+from contextlib import suppress
+
+import uvloop
+
+from pkgindex import log
+from pkgindex.config import Settings, parse_address
+from pkgindex.errors import ListenError, PkgindexError
+from pkgindex.index import Index, Progress, open_index
+from pkgindex.protocol import Connection, Hub
+
+__all__ = ["run"]
+
+DEFAULT_LISTEN = (("127.0.0.1", 8080), ("::1", 8080))
+BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
+SPARE_DESCRIPTORS = 1024  # beside the clients': 512 folders, listeners, logs, files under way
+SWEEP_SECONDS = 1.0
+
+# Other threads' Python code waits at most about this long for a busy event loop. The default of 5 ms
+# would make each step of a round or of a rotation wait that long.
+SWITCH_SECONDS = 0.0005
+
+# Of a stop's time, what clients may take to read their last answers; the rest is the store's.
+CLIENTS_SHARE = 0.5
+LINGER_SECONDS = 1.0  # for a client that has all its answers to close its side
+
+logger = log.get_logger()
+
+
+def run(settings: Settings, progress: Progress | None = None) -> int:
+    """Serve until a signal; the exit code. Raises PkgindexError when the server cannot start.
+
+    `progress` is told how far the opening of the index has come."""
+    os.umask(0o027)
+    _raise_descriptor_limit(settings.max_clients)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    for number in (signal.SIGUSR1, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    began = time.monotonic()
+    index = open_index(settings, progress)
+    recovery = time.monotonic() - began
+    # What was made so far lives as long as the process: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
+    return uvloop.run(_Server(settings, index, recovery).serve())
+
+
+class _Server:
+    def __init__(self, settings: Settings, index: Index, recovery: float) -> None:
+        self.settings = settings
+        self.index = index
+        self.recovery = recovery
+        self.stopping = asyncio.Event()
+        self.failure: PkgindexError | None = None
+        self.listeners: list[asyncio.Server] = []
+        self.unix: list[tuple[str, int]] = []  # (path, inode) of our sockets
+
+    async def serve(self) -> int:
+        loop = asyncio.get_running_loop()
+        self.hub = hub = Hub(loop, self.index, self.settings)
+        hub.failed = self._fail
+        self.index.start(loop, hub.settled, self._fail)
+        try:
+            await self._listen(loop)
+        except BaseException:
+            await self.index.stop(self.settings.stop_timeout)
+            raise
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
+        logger.info(
+            "serving",
+            listen=[name for listener in self.listeners for name in _names(listener)],
+            store=self.settings.store,
+            packages=len(self.index),
+            recovery_seconds=round(self.recovery, 3),
+            pid=os.getpid(),
+        )
+        _notify("READY=1")
+        sweeper = loop.create_task(self._sweep())
+        await self.stopping.wait()
+        sweeper.cancel()
+        if self.failure is None:
+            deadline = time.monotonic() + self.settings.stop_timeout
+            await self._drain(time.monotonic() + self.settings.stop_timeout * CLIENTS_SHARE)
+            self._log_counters()
+            try:
+                facts = await self.index.stop(max(0.1, deadline - time.monotonic()))
+            except PkgindexError as error:
+                self.failure = error
+        if self.failure is not None:
+            # Not by the interpreter's usual end: a thread that hangs on the mount would hold it up.
+            logger.error("stopped: the storage failed", reason=str(self.failure))
+            os._exit(self.failure.exit_code)
+        logger.info("stopped", **facts)
+        return 0
+
+    # --- listening --------------------------------------------------------------------------------
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        for text in self.settings.listen:
+            address = parse_address(text)
+            if isinstance(address, tuple):
+                for found in _bind(text, *address):
+                    await self._accept_on(loop, found)
+            else:
+                await self._accept_on(loop, self._bind_unix(str(address)))
+        if not self.settings.listen:
+            for host, port in DEFAULT_LISTEN:
+                try:
+                    (found,) = _bind(f"{host}:{port}", host, port)
+                except ListenError as error:
+                    if not _lacks_family(error):
+                        raise
+                    logger.warning("address skipped", address=host, reason="this machine has no such address")
+                    continue
+                await self._accept_on(loop, found)
+        if not self.listeners:
+            raise ListenError("no address to listen on; name one with --listen")
+
+    async def _accept_on(self, loop: asyncio.AbstractEventLoop, found: socket.socket) -> None:
+        def connection() -> Connection:
+            return Connection(self.hub)
+
+        if found.family == socket.AF_UNIX:
+            listener = await loop.create_unix_server(connection, sock=found, backlog=BACKLOG)
+        else:
+            listener = await loop.create_server(connection, sock=found, backlog=BACKLOG)
+        self.listeners.append(listener)
+
+    def _bind_unix(self, path: str) -> socket.socket:
+        found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with suppress(FileNotFoundError):
+                if stat.S_ISSOCK(os.lstat(path).st_mode) and not _is_listening(path):
+                    os.unlink(path)
+            found.bind(path)
+            os.chmod(path, 0o660)
+            self.unix.append((path, os.lstat(path).st_ino))
+        except OSError as error:
+            found.close()
+            raise ListenError(f"unix:{path}: cannot listen: {error.strerror}") from error
+        return found
+
+    # --- while it runs ----------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.hub.sweep(self.settings.line_timeout, self.settings.idle_timeout)
+
+    def _log_counters(self) -> None:
+        facts = self.hub.stats() | self.index.stats()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        facts["max_rss_bytes"] = usage.ru_maxrss * 1024
+        facts["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 3)
+        logger.info("counters", **facts)
+
+    def _fail(self, error: PkgindexError) -> None:
+        """The storage can go on no longer: nobody gets another answer."""
+        if self.failure is None:
+            self.failure = error
+            for connection in tuple(self.hub.connections):
+                connection.abort()
+            self.stopping.set()
+
+    def _stop(self, number: int) -> None:
+        if self.stopping.is_set():
+            logger.warning("stopped at once; all that was acknowledged is in the journal")
+            os._exit(0)
+        logger.info("stopping", signal=signal.Signals(number).name)
+        _notify("STOPPING=1")
+        self.stopping.set()
+
+    async def _drain(self, deadline: float) -> None:
+        """Answer everything that was received; then let the clients go."""
+        for listener in self.listeners:
+            listener.close()
+        for path, inode in self.unix:
+            with suppress(OSError):
+                if os.lstat(path).st_ino == inode:
+                    os.unlink(path)
+        connections = self.hub.connections
+        for connection in tuple(connections):
+            connection.drain()
+        while time.monotonic() < deadline and self.failure is None:
+            if all([connection.drained() for connection in tuple(connections)]):
+                break
+            await asyncio.sleep(0.01)
+        linger = min(deadline, time.monotonic() + LINGER_SECONDS)
+        while connections and time.monotonic() < linger and self.failure is None:
+            await asyncio.sleep(0.01)
+        for connection in tuple(connections):
+            connection.abort()
+        await asyncio.sleep(0)
+
+
+def _raise_descriptor_limit(clients: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = clients + SPARE_DESCRIPTORS
+    if soft >= wanted:
+        return
+    for limit in (max(hard, wanted), hard):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if limit >= wanted else limit, limit))
+            break
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        logger.warning("limit of open files too low", limit=hard, wanted=wanted, remedy="LimitNOFILE or --max-clients")
+
+
+def _bind(text: str, host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address that `host` means; the empty host is every address of the machine.
+
+    Raises ListenError with the OSError as its cause."""
+    bound: list[socket.socket] = []
+    try:
+        hosts = [host] if host else ["0.0.0.0", "::"]  # noqa: S104
+        for one in hosts:
+            try:
+                infos = socket.getaddrinfo(one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                for family, kind, proto, _, address in infos:
+                    found = socket.socket(family, kind, proto)
+                    bound.append(found)
+                    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    # A free port is one port, whatever the number of addresses.
+                    chosen = port or (bound[0].getsockname()[1] if len(bound) > 1 else 0)
+                    found.bind((address[0], chosen, *address[2:]))
+                    found.listen(BACKLOG)
+            except OSError as error:
+                if host or not _is_lacking(error):
+                    raise
+                if bound and bound[-1].getsockname()[1] == 0:
+                    bound.pop().close()
+    except OSError as error:
+        for found in bound:
+            found.close()
+        remedy = {
+            errno.EADDRINUSE: "another server has it; stop that one or name another port",
+            errno.EACCES: "not permitted; ports below 1024 need CAP_NET_BIND_SERVICE",
+        }.get(error.errno or 0, "name another address with --listen")
+        raise ListenError(f"{text}: cannot listen: {error.strerror}: {remedy}") from error
+    return bound
+
+
+def _is_lacking(error: OSError) -> bool:
+    return error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(error, socket.gaierror)
+
+
+def _lacks_family(error: ListenError) -> bool:
+    return isinstance(error.__cause__, OSError) and _is_lacking(error.__cause__)
+
+
+def _is_listening(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def _names(listener: asyncio.Server) -> list[str]:
+    names = []
+    for found in listener.sockets:
+        address = found.getsockname()
+        if isinstance(address, str):
+            names.append(f"unix:{address}")
+        else:
+            names.append(f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}")
+    return names
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it asked (sd_notify(3)); a socket that is gone is no reason to stop."""
+    target = os.environ.get("NOTIFY_SOCKET")
+    if target:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
+            told.sendto(state.encode(), "\0" + target[1:] if target.startswith("@") else target)

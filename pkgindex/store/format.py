@@ -1,0 +1,131 @@
+"""FORMAT: what this store is, written once when it is made (rule N3).
+
+    pkgindex store 1
+    {"compatible": [], "id": "5f0c…", "incompatible": [], "names": "percent", "shards": 256}
+    crc32c 9ae0daaf
+
+Guarantee: two servers that make the same store at once agree on one FORMAT, for link(2) lets only one
+of them through, and both read it back. A store is made only in a folder that is empty or absent: an
+unmounted mount point looks empty too, so a folder that /etc/fstab means to be mounted and is not is
+refused unless the caller insists.
+"""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+
+from pkgindex._core import crc32c
+from pkgindex.errors import StoreDamaged, StoreUnreachable, UnknownFormat
+from pkgindex.store.mount import FILE_MODE, FOLDER_MODE, Mount, write_all
+
+__all__ = ["FOLDERS", "Format", "create", "read"]
+
+VERSION = 1
+SHARDS = 256  # 1 million packages are 4,000 files a folder: quick to list, on any file system
+FEATURES: frozenset[str] = frozenset()  # incompatible ones that this release knows
+FOLDERS = ("staging", "journal", "forward", "reverse")
+
+# What may lie in a folder that still counts as empty.
+HARMLESS = ("lost+found", ".snapshot", ".snapshots", ".glusterfs", ".trashcan")
+UNFINISHED = "FORMAT.new-"
+
+
+@dataclass(frozen=True)
+class Format:
+    """What FORMAT says."""
+
+    id: str
+    shards: int
+
+
+def read(mount: Mount) -> Format | None:
+    """Read FORMAT; None where there is none.
+
+    Raises UnknownFormat for what another program or a later release wrote, StoreDamaged for a wrong
+    checksum, StoreUnreachable when the system cannot read it."""
+    path = mount.path("FORMAT")
+    try:
+        data = mount.read("FORMAT")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreUnreachable(f"{path}: cannot read it: {error.strerror}") from None
+    lines = data.split(b"\n")
+    if not lines[0].startswith(b"pkgindex store "):
+        raise UnknownFormat(f"{path}: not a pkgindex store; name another folder")
+    if lines[0] != b"pkgindex store %d" % VERSION:
+        version = lines[0].removeprefix(b"pkgindex store ").decode("ascii", "replace")
+        raise UnknownFormat(f"{path}: format {version} is not known to this release, which knows {VERSION}")
+    body = b"\n".join(lines[:2]) + b"\n"
+    if len(lines) != 4 or lines[2] != b"crc32c %08x" % crc32c(body) or lines[3]:
+        raise StoreDamaged(f"{path}: damaged (its checksum is wrong); restore it from a backup")
+    fields = json.loads(lines[1])
+    unknown = sorted(set(fields["incompatible"]) - FEATURES)
+    if unknown or fields["names"] != "percent":
+        raise UnknownFormat(f"{path}: needs a release that knows {', '.join(unknown) or fields['names']}")
+    return Format(fields["id"], fields["shards"])
+
+
+def create(mount: Mount, *, insist: bool) -> Format:
+    """Make a new store, or find that another has just made it.
+
+    `insist`: even where nothing is mounted on a mount point. Raises StoreUnreachable."""
+    root = mount.root
+    waiting = _unmounted(root)
+    if waiting and not insist:
+        raise StoreUnreachable(
+            f"{root}: nothing is mounted on {waiting}, which /etc/fstab means to be a mount: "
+            "mount it, or make a new store there all the same with --create"
+        )
+    try:
+        if not os.path.isdir(root):
+            os.mkdir(root, FOLDER_MODE)
+            Mount(os.path.dirname(root)).sync_folder()
+        others = [n for n in mount.names() if n not in HARMLESS and not n.startswith(UNFINISHED)]
+        if others and "FORMAT" not in others:
+            raise StoreUnreachable(
+                f"{root}: not a pkgindex store and not empty (it has {others[0]!r}): name another folder"
+            )
+        if "FORMAT" not in others:
+            _write(mount)
+        mount.sync_folder()
+    except OSError as error:
+        raise StoreUnreachable(f"{error.filename or root}: cannot make a store here: {error.strerror}") from None
+    made = read(mount)
+    if made is None:
+        raise StoreUnreachable(f"{root}: FORMAT was written and is not there: the mount loses files")
+    return made
+
+
+def _write(mount: Mount) -> None:
+    fields = {"id": secrets.token_hex(16), "shards": SHARDS, "names": "percent", "incompatible": [], "compatible": []}
+    body = f"pkgindex store {VERSION}\n{json.dumps(fields, sort_keys=True)}\n".encode()
+    new = mount.path(UNFINISHED + secrets.token_hex(8))
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        write_all(fd, body + b"crc32c %08x\n" % crc32c(body))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    try:
+        os.link(new, mount.path("FORMAT"))
+    except FileExistsError:
+        pass  # another server was quicker; its FORMAT is the one that counts
+    os.unlink(new)
+
+
+def _unmounted(root: str) -> str | None:
+    """The mount point, at `root` or above it, that /etc/fstab names and nothing is mounted on."""
+    try:
+        with open("/etc/fstab", encoding="utf-8", errors="replace") as file:
+            rows = [line.split() for line in file if not line.lstrip().startswith("#")]
+    except OSError:
+        return None
+    for row in rows:
+        if len(row) < 2 or not row[1].startswith("/") or row[1] == "/":
+            continue
+        point = row[1].rstrip("/")
+        if (root + "/").startswith(point + "/") and not os.path.ismount(point):
+            return point
+    return None

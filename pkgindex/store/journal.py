@@ -1,0 +1,264 @@
+"""The journal: a chain of segments, each a head and then batches of redo lines.
+
+    pkgindex journal 1
+    {"bytes": 21, "epoch": 3, "next": 1235, "origins": [], "previous": [8192, 2597310127], "segment": 1}
+    *zlib
+    +wget|gettext|zlib
+    head 9ae0daaf
+    batch 00000031 00000002 00000000000004d3 5b2e11c0
+    …
+
+Purpose: a change is durable once its batch is here, long before its package files are. The batches and
+the commit itself are _commit.pxi's; this module makes segments and takes them away.
+
+Guarantees (rule W6): a head carries its epoch and number, the number of the next change, the size and
+checksum of the segment before it, and the table of origins, which is empty while one server writes
+alone. It is born in staging, synced, published by a rename, its name synced, and proven, before a batch
+rests on it. A segment goes only when the head of its successor is durable, in ascending order, each
+removal synced and seen gone before the next.
+
+Calling sequence: open(), then submit() and completed() from the event loop, rotate() and drop_before()
+from the thread that writes package files, stop(). One thread of this object's own commits and rotates.
+
+Errors: the first OSError is final (rule W7). completed() raises it, on the loop; rotate() too.
+"""
+
+import json
+import os
+import re
+import threading
+from dataclasses import dataclass
+
+from pkgindex._core import crc32c
+from pkgindex.store._disk import Committer, read_batches
+from pkgindex.store.claim import SEGMENT, Claim
+from pkgindex.store.mount import Mount, epoch_name
+
+__all__ = ["Head", "Journal", "Torn", "parse_head", "segment_name", "segments"]
+
+VERSION = 1
+FIRST_LINE = b"pkgindex journal %d\n" % VERSION
+
+# A segment is read into memory whole at recovery; a round's rotation usually ends it much earlier.
+SEGMENT_LIMIT = 64 << 20
+
+
+class Torn(ValueError):
+    """These bytes are not a whole head."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a segment begins with."""
+
+    epoch: int
+    segment: int
+    next_change: int
+    previous: tuple[int, int] | None  # size and CRC-32C of the segment before; None in the first
+    lines: bytes = b""  # redo lines: the net effect of what was replayed, or files still owed
+    origins: tuple[object, ...] = ()
+
+    def encode(self) -> bytes:
+        """The bytes that a segment begins with."""
+        fields = {
+            "bytes": len(self.lines),
+            "epoch": self.epoch,
+            "next": self.next_change,
+            "origins": list(self.origins),
+            "previous": self.previous,
+            "segment": self.segment,
+        }
+        body = FIRST_LINE + json.dumps(fields, sort_keys=True).encode() + b"\n" + self.lines
+        return body + b"head %08x\n" % crc32c(body)
+
+
+def parse_head(data: bytes) -> tuple[Head, int]:
+    """The head of a segment, and the offset behind it. Raises Torn."""
+    match = re.match(re.escape(FIRST_LINE) + rb"(\{[^\n]*\})\n", data)
+    if match is None:
+        raise Torn("no head")
+    try:
+        fields = json.loads(match[1])
+        size = fields["bytes"]
+        end = match.end() + size + len(b"head 00000000\n")
+        body = data[: match.end() + size]
+        if size < 0 or data[match.end() + size : end] != b"head %08x\n" % crc32c(body):
+            raise Torn("the head's checksum is wrong")
+        previous = fields["previous"]
+        head = Head(
+            fields["epoch"],
+            fields["segment"],
+            fields["next"],
+            None if previous is None else (previous[0], previous[1]),
+            body[match.end() :],
+            tuple(fields["origins"]),
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise Torn("the head is not whole") from error
+    return head, end
+
+
+def segment_name(epoch: int, segment: int) -> str:
+    """A segment's file name, which sorts by epoch and number."""
+    return f"{epoch_name(epoch)}-{segment:08x}"
+
+
+def segments(mount: Mount) -> list[tuple[int, int]]:
+    """The (epoch, number) of every segment that journal/ lists, ascending."""
+    found = (SEGMENT.fullmatch(name) for name in mount.names("journal"))
+    return sorted((int(m[1], 16), int(m[2], 16)) for m in found if m)
+
+
+class Journal:
+    """This writer's journal, open for commits."""
+
+    def __init__(self, mount: Mount, claim: Claim, event: int, segment_limit: int = SEGMENT_LIMIT) -> None:
+        """`event`: an eventfd that is rung when a commit is done."""
+        self._mount = mount
+        self._claim = claim
+        self._staging = claim.staging
+        self._committer = Committer(self._staging.fd, event, segment_limit)
+        self._fd = -1
+        self._sizes: dict[int, int] = {}  # of the closed segments that are still there
+        self._turned = threading.Condition()
+        self._failed: OSError | None = None
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+
+    def open(self, lines: bytes, next_change: int) -> None:
+        """Make the first segment, with what was replayed as its head (rule C6), and begin to commit.
+
+        Raises OSError; this writer may serve only once this has returned."""
+        head = Head(self._claim.epoch, 0, next_change, None, lines)
+        self._begin(head)
+        self._committer.prove()
+        self._thread.start()
+
+    def _begin(self, head: Head) -> None:
+        data = head.encode()
+        fd = self._staging.create("segment", data)
+        inode = os.fstat(fd).st_ino
+        name = segment_name(head.epoch, head.segment)
+        self._staging.publish("segment", "journal", name)
+        self._mount.sync_name("journal", name, inode)
+        proof = self._claim.proof if self._fd < 0 else None
+        self._committer.continue_in(fd, head.segment, len(data), crc32c(data), head.next_change, proof)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+
+    # --- from the event loop ----------------------------------------------------------------------
+
+    def submit(self, lines: memoryview, number: int, first_change: int) -> None:
+        """Commit a batch; with no lines, just prove. One at a time."""
+        self._committer.submit(lines, number, first_change)
+
+    def completed(self) -> bool:
+        """Whether the batch is durable and proven. Raises OSError when a commit has failed, for good."""
+        return self._committer.completed()
+
+    @property
+    def size(self) -> int:
+        """Bytes in all segments of this writer that are still there."""
+        return sum(self._sizes.copy().values()) + self._committer.offset
+
+    @property
+    def commits(self) -> int:
+        """Commits so far, those that were just a proof among them."""
+        return self._committer.commits
+
+    # --- the thread that commits ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            why = self._committer.run()
+            if why == "rotate":
+                try:
+                    self._rotate()
+                except OSError as error:
+                    self._fail(error)
+                    return
+            elif why == "failed":
+                self._fail(OSError(5, "a commit failed"), report=False)
+                return
+            else:
+                with self._turned:
+                    self._ended = True
+                    self._turned.notify_all()
+                return
+
+    def _rotate(self) -> None:
+        committer = self._committer
+        previous = (committer.offset, committer.checksum)
+        old = committer.segment
+        self._begin(Head(self._claim.epoch, old + 1, committer.next_change, previous))
+        committer.prove()
+        with self._turned:
+            self._sizes[old] = previous[0]
+            self._turned.notify_all()
+
+    def _fail(self, error: OSError, *, report: bool = True) -> None:
+        with self._turned:
+            self._failed = error
+            self._turned.notify_all()
+        if report:
+            self._committer.fail(error.errno or 5)
+
+    # --- from the thread that writes package files ------------------------------------------------
+
+    def rotate(self) -> int:
+        """Begin the next segment; its number. All earlier changes are in the segments below it.
+
+        Blocks until the commit thread has done it. Raises OSError when that failed."""
+        with self._turned:
+            old = self._committer.segment
+            self._committer.ask_rotation()
+            self._turned.wait_for(lambda: self._committer.segment > old or self._failed or self._ended)
+            if self._failed:
+                raise self._failed
+            if self._ended:
+                raise OSError(5, "the journal is closed")
+            return self._committer.segment
+
+    def drop_before(self, segment: int) -> None:
+        """Take away this writer's segments below `segment`: their changes are in package files now."""
+        for number in sorted(n for n in self._sizes if n < segment):
+            self._drop(self._claim.epoch, number)
+            del self._sizes[number]
+
+    def drop_older_epochs(self) -> None:
+        """Take away what earlier writers left: journals, proofs, temporary files."""
+        for epoch, number in segments(self._mount):
+            if epoch < self._claim.epoch:
+                self._drop(epoch, number)
+        for name in self._mount.names("staging", self._staging.name):
+            if name.startswith("from-"):
+                self._staging.discard(name)
+
+    def _drop(self, epoch: int, number: int) -> None:
+        name = segment_name(epoch, number)
+        self._staging.take("segment-gone", "journal", name)
+        self._mount.sync_removal("journal", name)
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread that commits, once the batch under way is done; whether it has ended in time."""
+        if self._thread.is_alive():
+            self._committer.ask_stop()
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                return False
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        return True
+
+
+def replay_lines(data: bytes, offset: int, checksum: int, next_change: int) -> tuple[list[bytes], int, int, int]:
+    """All whole batches of a segment's bytes behind its head: (redo lines, end, checksum, next change)."""
+    parts = []
+    while True:
+        lines, end, checksum, next_change = read_batches(data, offset, checksum, next_change, 1 << 24)
+        if end == offset:
+            return parts, offset, checksum, next_change
+        parts.append(lines)
+        offset = end

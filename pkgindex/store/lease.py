@@ -1,0 +1,58 @@
+"""LOCK: a courtesy that tells whether the last writer's process is still there (rules L1, L2).
+
+Byte `<epoch>` of LOCK is held by that epoch's process. Getting it means only that this process is gone;
+no promise rests on it, for a GlusterFS brick's restart takes the lock away without a word and a dead
+NFSv3 machine's never expires. The fence of claim.py is what keeps the store safe.
+
+LOCK is opened once in a process: closing any descriptor of a file drops all its POSIX locks.
+"""
+
+import errno
+import fcntl
+import os
+from typing import Self
+
+from pkgindex.errors import StoreUnreachable
+from pkgindex.store.mount import FILE_MODE, Mount
+
+__all__ = ["Lease"]
+
+
+class Lease:
+    """The LOCK file, open."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.path = mount.path("LOCK")
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        except OSError as error:
+            raise StoreUnreachable(f"{self.path}: cannot open it: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def hold(self, epoch: int) -> bool:
+        """Take the byte of `epoch`; False if a living process holds it.
+
+        Raises StoreUnreachable on a mount that has no locks."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, epoch)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise StoreUnreachable(
+                f"{self.path}: this mount gives no locks ({error.strerror}); if no other server uses the "
+                "store, start with --takeover"
+            ) from None
+        return True
+
+    def release(self, epoch: int) -> None:
+        """Let the byte of `epoch` go."""
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, epoch)
+
+    def close(self) -> None:
+        """Close LOCK, and with it let go of everything held."""
+        os.close(self._fd)

@@ -1,0 +1,161 @@
+"""A folder that several machines may share, and the few things the store asks of it.
+
+Purpose: every operation of the store that is not a hot path goes through here, so that the rules about
+caches and deposed writers are kept in one place, and a test can stand between the store and its disk.
+
+Guarantees. Names are believed only when a folder opened anew by its path lists them (rule C4). What
+others can see is changed only by a rename out of one's own staging directory or into it, through the
+directory's descriptor, opened once (rule W1): once another writer has taken that directory away, every
+such rename fails, whatever this process has slept through.
+
+Assumptions: rename(2) is atomic on the mount's server and mkdir(2) exclusive there. Nothing is assumed
+of clocks, of locks, or of what a client's cache says about sizes.
+
+Errors: OSError, as the system gave it, with the path.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["Mount", "Staging"]
+
+# What network file systems leave behind for files that were open when they were removed (rule N1).
+FOREIGN = (".nfs", ".fuse_hidden")
+
+FILE_MODE = 0o640
+FOLDER_MODE = 0o750
+
+
+class Mount:
+    """The store's root folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+
+    def path(self, *parts: str) -> str:
+        """The absolute path of something in the store."""
+        return os.path.join(self.root, *parts)
+
+    def names(self, *folder: str) -> list[str]:
+        """The names in a folder opened anew, sorted, without what network file systems leave behind."""
+        return sorted(n for n in os.listdir(self.path(*folder)) if not n.startswith(FOREIGN))
+
+    def make_folder(self, *folder: str) -> bool:
+        """Make a folder unless it is there, and sync its name; whether it was made."""
+        path = self.path(*folder)
+        try:
+            os.mkdir(path, FOLDER_MODE)
+        except FileExistsError:
+            return False
+        self.sync_folder(*folder[:-1])
+        return True
+
+    def sync_folder(self, *folder: str) -> None:
+        """fsync a folder, opened anew."""
+        with _opened(self.path(*folder), os.O_RDONLY | os.O_DIRECTORY) as fd:
+            os.fsync(fd)
+
+    def sync_name(self, folder: str, name: str, inode: int) -> None:
+        """Make sure that a file just renamed to `folder/name` keeps that name over a power loss.
+
+        fsync the folder and, for FUSE, the file itself; then look for the name by a path opened anew:
+        if the mount's server lost its power in between, both succeed and the name is not there (X6).
+        Raises FileNotFoundError then.
+        """
+        path = self.path(folder, name)
+        with _opened(path, os.O_RDONLY) as fd:
+            os.fsync(fd)
+        self.sync_folder(folder)
+        with _opened(self.path(folder), os.O_RDONLY | os.O_DIRECTORY) as fd:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
+        if found != inode:
+            raise FileNotFoundError(2, "a synced rename was undone by the mount", path)
+
+    def sync_removal(self, folder: str, name: str) -> None:
+        """Make sure that a name just taken out of `folder` stays away (X4). Raises FileExistsError."""
+        self.sync_folder(folder)
+        if name in self.names(folder):
+            raise FileExistsError(17, "a synced removal was undone by the mount", self.path(folder, name))
+
+    def read(self, *parts: str) -> bytes:
+        """A file's bytes, up to the size it has when it is opened: it may grow meanwhile (rule C3)."""
+        with _opened(self.path(*parts), os.O_RDONLY) as fd:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(22, "not a regular file", self.path(*parts))
+            chunks = []
+            left = found.st_size
+            while left and (chunk := os.read(fd, min(left, 1 << 24))):
+                chunks.append(chunk)
+                left -= len(chunk)
+            return b"".join(chunks)
+
+
+@contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class Staging:
+    """A writer's own directory, `staging/<epoch>/`, held open: alive until a later writer empties it."""
+
+    mount: Mount
+    epoch: int
+    fd: int
+
+    @property
+    def name(self) -> str:
+        """Its name below staging/."""
+        return epoch_name(self.epoch)
+
+    def create(self, name: str, data: bytes) -> int:
+        """Make a file that was not there, synced. Returns a descriptor to append to it."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(name, flags, FILE_MODE, dir_fd=self.fd)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def publish(self, name: str, *target: str) -> None:
+        """Rename a file of this directory to its place in the store, over what may be there."""
+        os.rename(name, self.mount.path(*target), src_dir_fd=self.fd)
+
+    def take(self, name: str, *source: str) -> None:
+        """Rename something of the store into this directory: how it is removed, or kept for reading."""
+        os.rename(self.mount.path(*source), name, dst_dir_fd=self.fd)
+
+    def discard(self, name: str) -> None:
+        """Unlink a file of this directory: nobody else's, even for one who has been deposed."""
+        os.unlink(name, dir_fd=self.fd)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename within this directory: the proof that it is still alive (rule W2)."""
+        os.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def close(self) -> None:
+        """Let go of the directory; it stays, for its number must never come twice (rule C1)."""
+        os.close(self.fd)
+
+
+def epoch_name(epoch: int) -> str:
+    """An epoch as a directory's name: fixed width, so that names sort as numbers."""
+    return f"{epoch:08x}"
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write everything, over as many calls as the system takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

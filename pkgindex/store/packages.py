@@ -1,0 +1,188 @@
+"""Write-behind: rounds that bring package files up to what the journal already holds (rule W5).
+
+A round: begin a new segment of the journal; set aside the packages whose files lag behind; for a piece
+of them at a time, copy their contents out of the graph, wait until the last change copied is durable,
+write temporary files, sync them, rename, sync the names, look for them; at the end take away the
+segments that the round covers. Many changes of one package between two rounds cost one write.
+
+Guarantee: at every moment the journal's segments, replayed over whatever package files are there, give
+the index. A file may be newer than the round's beginning: the later segments say the same again.
+
+On a local file system known to honour it one syncfs stands for the syncs of a whole piece; through NFS
+and FUSE, where it promises nothing, each file is synced by itself, by several threads at once, for
+there latency is the limit.
+
+Errors: the first OSError is final (rule W7); `failed` is told, once, from this thread.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from pkgindex._core import Graph
+from pkgindex.store._disk import Files, Folders, is_local, sync_file_system
+from pkgindex.store.journal import Journal
+from pkgindex.store.mount import Mount, Staging
+
+__all__ = ["WriteBehind"]
+
+# Package files lag at most about this far behind; changes of one package within it cost one write.
+INTERVAL_SECONDS = 1.0
+
+# The files that are on their way between two syncs: enough to spread a syncfs's cost thin, few enough
+# for their contents to be held in memory (about 100 bytes each).
+FILES_AT_ONCE = 8192
+
+# Copied out of the graph under the GIL in one go: a quarter of a millisecond, so no client notices.
+PIECE_BYTES, PIECE_PACKAGES = 32 * 1024, 128
+
+WRITERS = {True: 1, False: 8}  # by "is local"
+
+
+class WriteBehind:
+    """The thread that writes package files."""
+
+    def __init__(
+        self,
+        mount: Mount,
+        staging: Staging,
+        shards: int,
+        graph: Graph,
+        journal: Journal,
+        failed: Callable[[OSError], None],
+    ) -> None:
+        self._graph = graph
+        self._journal = journal
+        self._staging = staging
+        self._failed = failed
+        self._local = is_local(staging.fd)
+        self._folders = [Folders(mount.root, shards) for _ in range(WRITERS[self._local])]
+        self._pool = ThreadPoolExecutor(len(self._folders), thread_name_prefix="files")
+        self._wake = threading.Condition()
+        self._stop_by: float | None = None
+        self._hurry = False
+        self._settled = 0
+        self._begun = 0  # packages of the round under way that are not written yet
+        self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
+        self.rounds = 0
+        self.files = 0
+        self.last_error: OSError | None = None
+
+    def start(self) -> None:
+        """Begin; the journal must be open."""
+        self._thread.start()
+
+    # --- from the event loop ----------------------------------------------------------------------
+
+    def settled(self, ticket: int) -> None:
+        """The commit `ticket` is durable: a piece that waits for it may be written."""
+        with self._wake:
+            self._settled = ticket
+            self._wake.notify_all()
+
+    def hurry(self) -> None:
+        """Begin a round at once: the journal has grown to its limit."""
+        with self._wake:
+            self._hurry = True
+            self._wake.notify_all()
+
+    def stop(self, deadline: float) -> None:
+        """Write everything and end, by `deadline` (time.monotonic): see behind(). join() waits for it."""
+        with self._wake:
+            self._stop_by = deadline
+            self._wake.notify_all()
+
+    def join(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the thread's end; whether it came."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                return False
+        self._pool.shutdown()
+        for folders in self._folders:
+            folders.close()
+        return True
+
+    @property
+    def behind(self) -> int:
+        """Packages whose files lag behind the journal."""
+        return self._begun + self._graph.dirty
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._journal.drop_older_epochs()
+            while True:
+                with self._wake:
+                    self._wake.wait_for(lambda: self._hurry or self._stop_by, INTERVAL_SECONDS)
+                    stopping, self._hurry = self._stop_by is not None, False
+                if self._graph.dirty and not self._round():
+                    return
+                if stopping and (not self._graph.dirty or self._late()):
+                    return
+        except OSError as error:
+            self.last_error = error
+            self._failed(error)
+
+    def _late(self) -> bool:
+        return self._stop_by is not None and time.monotonic() >= self._stop_by
+
+    def _round(self) -> bool:
+        """One round; False if the time to stop came before its end."""
+        segment = self._journal.rotate()
+        self._begun = self._graph.take_dirty()
+        while True:
+            pieces: list[Files] = []
+            count = rests_on = 0
+            while count < FILES_AT_ONCE:
+                if self._late():
+                    return False
+                records = self._graph.render(PIECE_BYTES, PIECE_PACKAGES)
+                if not records:
+                    break
+                rests_on = self._graph.ticket - (0 if self._graph.redo_bytes else 1)
+                folders = self._folders[len(pieces) % len(self._folders)]
+                pieces.append(Files(records, self._staging.fd, folders, not self._local))
+                count += pieces[-1].count
+            if not pieces:
+                break
+            if not self._durable(rests_on):
+                return False
+            self._write(pieces)
+            self.files += count
+            self._begun = self._graph.taken
+        self._journal.drop_before(segment)
+        self.rounds += 1
+        return True
+
+    def _durable(self, ticket: int) -> bool:
+        """Wait until `ticket` is settled; False if the time to stop came first."""
+        with self._wake:
+            while self._settled < ticket and not self._late():
+                self._wake.wait(INTERVAL_SECONDS)
+            return self._settled >= ticket
+
+    def _write(self, pieces: list[Files]) -> None:
+        self._each(pieces, Files.stage)
+        if self._local:
+            sync_file_system(self._staging.fd)
+        self._each(pieces, Files.publish)
+        if self._local:
+            sync_file_system(self._staging.fd)
+        else:
+            for folders in self._folders:
+                folders.sync_touched()
+        self._each(pieces, Files.settle)
+
+    def _each(self, pieces: list[Files], step: Callable[[Files], None]) -> None:
+        """Run a step on every piece: one thread for each set of folders, its pieces in turn."""
+        width = len(self._folders)
+
+        def one(first: int) -> None:
+            for piece in pieces[first::width]:
+                step(piece)
+
+        for done in [self._pool.submit(one, first) for first in range(min(width, len(pieces)))]:
+            done.result()

@@ -1,0 +1,224 @@
+"""Reading the index back: forward files, then the journal over them (rules C3 to C8).
+
+Guarantee: what comes out is every change that was ever acknowledged, or an error that names the file
+that stands in the way; nothing is guessed. Reverse files are not read: they are derived (rule N2).
+
+Calling sequence: the caller has claimed an epoch, so nobody else can change the store any more.
+recover() reads; the caller then publishes `effect` as the head of its own journal, and only then serves.
+
+Assumptions, each of which lost acknowledged changes where it was not made: a size may come from a cache
+and be too small, so less than was proven means reading again (C3); a name may be missing from a cache,
+so a gap means listing again (C4); a deposed writer may still append to a file it holds open, so nothing
+is read beyond the size seen first (C3); and a claimant that was itself fenced sees gaps, so damage is
+only cried after a proof (C8).
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pkgindex._core import Graph, crc32c
+from pkgindex.errors import StoreDamaged, StoreUnreachable
+from pkgindex.store._disk import file_name, is_local, read_folder
+from pkgindex.store.claim import Claim, Position, prove
+from pkgindex.store.format import Format
+from pkgindex.store.journal import Head, Torn, parse_head, replay_lines, segment_name, segments
+from pkgindex.store.mount import Mount
+
+__all__ = ["Gap", "Problem", "Recovered", "load_files", "load_journal", "recover"]
+
+# How long a client's cache may hide what is there, with the usual mount options (acregmax is 60 s, but
+# names and sizes are asked for anew at each open); past it, what is missing is missing.
+PATIENCE_SECONDS = 15.0
+
+READERS = {True: 2, False: 16}  # by "is local": a disk is limited by cores, a mount by latency
+
+Progress = Callable[[int, int], None]
+
+
+class Gap(Exception):
+    """Something that must be there is not: a cache hides it, or it is damage."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file of the store that is not what it should be."""
+
+    path: str  # below the store's root
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+@dataclass
+class Recovered:
+    """The index as it was, and what a new writer has to carry on."""
+
+    graph: Graph
+    effect: bytes  # redo lines that the package files still lack
+    next_change: int
+    replayed: int  # bytes of redo lines read from the journal
+
+
+def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None = None) -> Recovered:
+    """Read the whole index. `progress` is told (folders read, folders in all).
+
+    Raises StoreDamaged, StoreUnreachable, or Withdrawn when another has claimed meanwhile."""
+    local = is_local(claim.staging.fd)
+    deadline = time.monotonic() + (0 if local else PATIENCE_SECONDS)
+    pause = 0.05
+    while True:
+        try:
+            return _recover_once(mount, fmt, claim.proven, READERS[local], progress)
+        except Gap as gap:
+            prove(claim)
+            if time.monotonic() >= deadline:
+                raise StoreDamaged(
+                    f"{gap}; nothing was changed: restore it from a backup, or see what is left with "
+                    f"'pkgindex check {mount.root}'"
+                ) from None
+        except OSError as error:
+            prove(claim)
+            raise StoreUnreachable(f"{error.filename or mount.root}: cannot read it: {error.strerror}") from None
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+
+
+def _recover_once(
+    mount: Mount, fmt: Format, proven: dict[int, Position], readers: int, progress: Progress | None
+) -> Recovered:
+    graph = Graph(journalled=True)
+    problems = load_files(mount, fmt, graph, readers, progress)
+    next_change, replayed = load_journal(mount, graph, proven, empty=not len(graph) and not problems)
+    if problems:
+        # What a power loss tore in the middle of a round, the journal still covers (and rewrites, C7).
+        covered = {file_name(package) for package in graph.dirty_packages()}
+        problems = [p for p in problems if os.path.basename(p.path) not in covered]
+    if problems:
+        more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+        raise Gap(f"{mount.path(problems[0].path)}: damaged: {problems[0].what}{more}")
+    for package, dependency in graph.dangling(1):
+        raise Gap(f"{mount.path('forward')}: damaged: {package} depends on {dependency}, whose file is missing")
+    graph.continue_at(next_change - 1)
+    return Recovered(graph, graph.effect(), next_change, replayed)
+
+
+def load_files(
+    mount: Mount, fmt: Format, graph: Graph, readers: int, progress: Progress | None = None
+) -> list[Problem]:
+    """Load every forward file; the files that are not what they should be. Raises OSError, Gap."""
+    problems: list[Problem] = []
+    folders, strangers = shard_folders(mount, "forward", fmt.shards)
+    problems += strangers
+    for done, (lines, found) in enumerate(_read_shards(mount, "forward", folders, fmt.shards, readers)):
+        graph.replay(lines, track=False)
+        problems += found
+        if progress:
+            progress(done + 1, len(folders))
+    return problems
+
+
+def shard_folders(mount: Mount, kind: str, shards: int) -> tuple[list[int], list[Problem]]:
+    """The shards that have a folder under forward/ or reverse/, and what else lies there."""
+    folders, strangers = [], []
+    for name in mount.names(kind):
+        if re.fullmatch(r"[0-9a-f]{2,3}", name) and int(name, 16) < shards and name == f"{int(name, 16):02x}":
+            folders.append(int(name, 16))
+        else:
+            strangers.append(Problem(f"{kind}/{name}", "not a file of the store"))
+    return folders, strangers
+
+
+def _read_shards(
+    mount: Mount, kind: str, folders: list[int], shards: int, readers: int
+) -> Iterator[tuple[bytes, list[Problem]]]:
+    def one(shard: int) -> tuple[bytes, list[Problem]]:
+        lines, _, wrong = read_folder(mount.path(kind, f"{shard:02x}"), kind, shard, shards)
+        return lines, [Problem(f"{kind}/{shard:02x}/{name}", what) for name, what in wrong]
+
+    with ThreadPoolExecutor(readers, thread_name_prefix="recovery") as pool:
+        yield from pool.map(one, folders)
+
+
+def load_journal(
+    mount: Mount, graph: Graph, proven: dict[int, Position], *, empty: bool
+) -> tuple[int, int]:
+    """Replay the highest journal that has a whole head (C5); (number of the next change, bytes replayed).
+
+    `proven`: how far each epoch's journal was acknowledged (C3). `empty`: no forward file is there, so
+    that no journal need be there either. Raises Gap, OSError."""
+    chain = _highest_chain(mount)
+    top = max((epoch for epoch, position in proven.items() if position > (0, 0)), default=0)
+    if not chain:
+        if top:
+            raise Gap(f"{mount.path('journal', segment_name(top, proven[top][0]))}: missing, though it was acknowledged")
+        if not empty:
+            raise Gap(f"{mount.path('journal')}: no segment with a whole head, though there are package files")
+        return 1, 0
+    if chain[-1][0] < top:
+        raise Gap(f"{mount.path('journal')}: nothing of epoch {top}, though it was acknowledged")
+    replayed = 0
+    before: tuple[int, int] | None = None
+    next_change = 0
+    for index, (epoch, number) in enumerate(chain):
+        name = segment_name(epoch, number)
+        path = mount.path("journal", name)
+        try:
+            data = mount.read("journal", name)
+        except FileNotFoundError:
+            raise Gap(f"{path}: missing, though it is listed") from None
+        head, offset = _whole_head(data, path)
+        if (head.epoch, head.segment) != (epoch, number):
+            raise Gap(f"{path}: damaged: it is segment {head.segment} of epoch {head.epoch}")
+        if index and head.previous != before:
+            raise Gap(f"{mount.path('journal', segment_name(*chain[index - 1]))}: damaged: its successor knows it otherwise")
+        if index and head.next_change != next_change:
+            raise Gap(f"{path}: damaged: it begins with change {head.next_change}, not {next_change}")
+        parts, end, checksum, next_change = replay_lines(data, offset, crc32c(data[:offset]), head.next_change)
+        before = (end, checksum)
+        if (epoch, number) == (epoch, proven.get(epoch, (0, 0))[0]) and end < proven.get(epoch, (0, 0))[1]:
+            raise Gap(f"{path}: damaged at byte {end}, though {proven[epoch][1]} bytes were acknowledged")
+        try:
+            for lines in (head.lines, *parts):
+                graph.replay(lines)
+                replayed += len(lines)
+        except ValueError as error:
+            raise Gap(f"{path}: damaged: {error}") from None
+    if chain[-1][1] < proven.get(chain[-1][0], (0, 0))[0]:
+        missing = segment_name(chain[-1][0], proven[chain[-1][0]][0])
+        raise Gap(f"{mount.path('journal', missing)}: missing, though it was acknowledged")
+    return next_change, replayed
+
+
+def _highest_chain(mount: Mount) -> list[tuple[int, int]]:
+    """The segments of the highest epoch that has a whole head; [] if none has. Raises Gap."""
+    listed = segments(mount)
+    for epoch in sorted({e for e, _ in listed}, reverse=True):
+        chain = [(e, n) for e, n in listed if e == epoch]
+        whole = [one for one in chain if _has_head(mount, segment_name(*one))]
+        if whole:
+            for (_, number), (_, following) in zip(whole, whole[1:], strict=False):
+                if following != number + 1:
+                    missing = segment_name(epoch, number + 1)
+                    raise Gap(f"{mount.path('journal', missing)}: missing or damaged, though its successor is there")
+            return whole
+    return []
+
+
+def _has_head(mount: Mount, name: str) -> bool:
+    try:
+        parse_head(mount.read("journal", name))
+    except (Torn, FileNotFoundError):
+        return False
+    return True
+
+
+def _whole_head(data: bytes, path: str) -> tuple[Head, int]:
+    try:
+        return parse_head(data)
+    except Torn as torn:
+        raise Gap(f"{path}: damaged: {torn}") from None
