@@ -71,7 +71,7 @@ $(VENV)/.made: | tools
 
 # Editable: the sources of this checkout run, and only a changed extension is built again.
 $(VENV)/.built: $(VENV)/.made setup.py pyproject.toml $(CYTHON_SOURCES) $(HEADERS)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
 # The extras of the package just installed; `pkgindex` itself is already there, so pip leaves it alone.

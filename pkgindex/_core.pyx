@@ -136,15 +136,13 @@ cdef class Graph:
     cdef Bytes sealed         # the lines of the commit that is under way
     cdef uint64_t lines       # redo lines in `redo`
     cdef uint64_t counted[12]  # command * 3 + outcome
-    cdef list taken           # what take_dirty() took and render() has not given yet
-    cdef Bytes rounds
-    cdef size_t rendered
+    cdef Bytes rounds         # handles that take_dirty() took
+    cdef size_t rendered      # bytes of them that render() has given
     cdef readonly bint journalled
     cdef readonly bint asked       # an answer rests on the open commit
     cdef readonly uint64_t ticket  # of the open commit
     cdef readonly uint64_t settled
     cdef readonly uint64_t changes  # changes made so far: the number of the last one
-    cdef bint view_out
 
     def __cinit__(self, bint journalled=False):
         secrets = os.urandom(32)
@@ -447,6 +445,22 @@ cdef class Graph:
             return PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""
         finally:
             bytes_release(&out)
+
+    @property
+    def taken(self):
+        """Packages of the round that render() has not given yet."""
+        return (self.rounds.size - self.rendered) // sizeof(uint32_t)
+
+    def dirty_packages(self):
+        """The names of the packages whose forward files lag behind, a round's not counted."""
+        cdef size_t i
+        cdef uint32_t handle
+        names = []
+        for i in range(self.g.dirty.size // sizeof(uint32_t)):
+            handle = handles(&self.g.dirty)[i]
+            if node_at(&self.g.names, handle).flags & FORWARD_DIRTY:
+                names.append(self.name_of(handle))
+        return names
 
     @property
     def dirty(self):

@@ -27,6 +27,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from typing import cast
 
 from pkgindex._core import Batch
 from pkgindex.config import Settings
@@ -166,10 +167,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the hub, or be closed without a byte if it is full."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own are not subclasses
         if not self._hub.join(self):
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything; changes that were applied stay applied."""

@@ -239,6 +239,7 @@ class Journal:
         name = segment_name(epoch, number)
         self._staging.take("segment-gone", "journal", name)
         self._mount.sync_removal("journal", name)
+        self._staging.discard("segment-gone")
 
     def stop(self, timeout: float) -> bool:
         """End the thread that commits, once the batch under way is done; whether it has ended in time."""
