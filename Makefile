@@ -41,7 +41,7 @@ check: $(VENV)/.with-dev
 	$(BIN)/ruff check $(LINTED)
 	$(BIN)/ruff format --check $(LINTED)
 	$(BIN)/mypy
-	$(BIN)/cython-lint $(CYTHON_SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON_SOURCES)
 
 bench: $(VENV)/.with-load
 	$(BIN)/python benchmarks/bench.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pkgindex import config
 from pkgindex.config import OPTIONS, Settings, load
 from pkgindex.errors import ConfigError
+from tests.servers import Server, Wire
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -267,6 +269,28 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(arguments, environ, message)
     assert done.stderr.startswith("pkgindex: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_hangup_reads_the_log_level_again_and_stops_nothing(toml):
+    file = toml("log-level = 'info'")
+    with Server("memory:", "--config", str(file)) as server:
+        file.write_text("log-level = 'debug'")
+        server.send_signal(signal.SIGHUP)
+        assert server.wait_for("configuration read again")["log_level"] == "debug"
+        file.write_text("log-level = 'loud'")
+        server.send_signal(signal.SIGHUP)
+        reason = server.wait_for("configuration not read again")["reason"]
+        assert "log-level: 'loud' is none of" in reason
+        with Wire(server.address) as wire:
+            assert wire.ask(b"QUERY|a|") == b"FAIL\n"
+        assert server.stop() == 0
+
+
+def test_a_hangup_leaves_a_level_that_a_flag_set(toml):
+    file = toml("log-level = 'error'")
+    with Server("memory:", "--config", str(file), "--log-level", "info") as server:
+        server.send_signal(signal.SIGHUP)
+        assert server.wait_for("configuration read again")["log_level"] == "info"
 
 
 def test_the_documentation_has_the_table_as_it_is():
