@@ -82,25 +82,27 @@ $(VENV)/.with-%: pyproject.toml $(VENV)/.built
 # --- the same tests against other builds, each in an environment of its own -----------------------
 
 # In a copy of the tests alone: beside the sources, Python would take those and not what is installed.
+tests_alone = rm -rf $(1) && mkdir -p $(1) \
+	&& cp -r tests pyproject.toml $(wildcard README.md docs packaging benchmarks) $(1) \
+	&& ln -sfn ../../shared $(dir $(1))shared
 ABOUT_SOURCES := $(addprefix --ignore=tests/,test_install.py test_architecture.py)
-INSTALLED := build/installed
+
 testinstalled: sdist
-	rm -rf .venv-installed $(INSTALLED)
+	rm -rf .venv-installed
 	$(PYTHON) -m venv .venv-installed
 	.venv-installed/bin/python -m pip install --quiet "$$(echo dist/pkgindex-*.tar.gz)[test]"
-	mkdir -p $(INSTALLED)
-	cp -r tests pyproject.toml $(wildcard README.md docs packaging benchmarks) $(INSTALLED)
-	ln -sfn ../../shared build/shared
-	cd $(INSTALLED) && $(CURDIR)/.venv-installed/bin/pytest $(PYTEST_ARGS) $(ABOUT_SOURCES)
+	$(call tests_alone,build/installed)
+	cd build/installed && $(CURDIR)/.venv-installed/bin/pytest $(PYTEST_ARGS) $(ABOUT_SOURCES)
 
 # Python itself leaks by ASan's measure, and loads the extension late: so no leak check, and a preload.
-SANITIZED_TESTS ?= $(wildcard tests/core tests/test_core*.py tests/store tests/test_store*.py)
 sanitize: | tools
-	rm -rf .venv-sanitize
+	rm -rf .venv-sanitize build/lib*
 	$(PYTHON) -m venv .venv-sanitize
 	PKGINDEX_DEBUG=1 PKGINDEX_SANITIZE=1 .venv-sanitize/bin/python -m pip install --quiet '.[test]'
-	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so)" \
-		.venv-sanitize/bin/pytest --timeout 600 $(SANITIZED_TESTS)
+	$(call tests_alone,build/sanitized)
+	cd build/sanitized && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so)" \
+		$(CURDIR)/.venv-sanitize/bin/pytest --timeout 600 $(PYTEST_ARGS) $(ABOUT_SOURCES)
 
 clean:
 	rm -rf build dist *.egg-info .venv .venv-installed .venv-sanitize .mypy_cache .pytest_cache .ruff_cache .hypothesis
