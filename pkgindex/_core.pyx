@@ -453,14 +453,16 @@ cdef class Graph:
 
     def dirty_packages(self):
         """The names of the packages whose forward files lag behind, a round's not counted."""
+        return self.dirty_names(FORWARD_DIRTY)
+
+    def dirty_reverses(self):
+        """The names of the packages whose reverse files lag behind, a round's not counted."""
+        return self.dirty_names(REVERSE_DIRTY)
+
+    cdef list dirty_names(self, uint8_t what):
         cdef size_t i
-        cdef uint32_t handle
-        names = []
-        for i in range(self.g.dirty.size // sizeof(uint32_t)):
-            handle = handles(&self.g.dirty)[i]
-            if node_at(&self.g.names, handle).flags & FORWARD_DIRTY:
-                names.append(self.name_of(handle))
-        return names
+        return [self.name_of(handles(&self.g.dirty)[i]) for i in range(self.g.dirty.size // sizeof(uint32_t))
+                if node_at(&self.g.names, handles(&self.g.dirty)[i]).flags & what]
 
     @property
     def dirty(self):

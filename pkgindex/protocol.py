@@ -10,8 +10,9 @@ Rules:
 
 Theory of operation. All connections receive into one shared buffer, behind the short unfinished line
 that one may have kept from its last chunk; only a long line, or lines that wait for room, get a buffer
-that grows. So an idle connection costs none. The complete lines of a chunk go to the Index in one call. Answers that rest on a change which is not
-durable yet wait in pieces; the server calls release() when more of them are settled.
+that grows. So an idle connection costs none. The complete lines of a chunk go to the Index in one
+call. Answers that rest on a change which is not durable yet wait in pieces; the hub calls release()
+when more of them are settled.
 
 The state of the receiving side:
 
@@ -65,7 +66,7 @@ class Hub:
         self.waiting: dict[Connection, None] = {}  # replies wait to be settled, or lines for room
         self.unfinished: dict[Connection, float] = {}  # since when a line has been unfinished
         self.accepted = self.refused = self.late = self.idle = self.overlong = 0
-        self.failed: Callable[[PkgindexError], None] = lambda error: None
+        self.failed: Callable[[PkgindexError], None] = lambda _error: None
 
     def join(self, connection: "Connection") -> bool:
         """Take a new connection in; False if there are too many."""
@@ -104,7 +105,9 @@ class Hub:
 
     def out_of_memory(self, error: MemoryError) -> None:
         """The index could not get memory in the middle of a chunk: its answers are lost, so end."""
-        self.failed(StoreFailed(f"out of memory: {error}; give the server more, and start it again"))
+        self.failed(
+            StoreFailed(f"out of memory: {error}; give the server more, and start it again")
+        )
 
     def stats(self) -> dict[str, object]:
         """Counters for the log."""
@@ -171,14 +174,14 @@ class Connection(asyncio.BufferedProtocol):
         if not self._hub.join(self):
             self._transport.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Forget everything; changes that were applied stay applied."""
         self._transport = None
         self._buffer = None
         self._waiting.clear()
         self._hub.leave(self)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         """Where the next bytes go: the shared buffer, or behind a long unfinished line."""
         filled = self._filled
         if not filled:
@@ -337,7 +340,12 @@ class Connection(asyncio.BufferedProtocol):
         """Take up lines that waited for room, then read on, or not: the one place that decides."""
         if self._transport is None:
             return
-        if self._lines and not self._blocked and not self._yielding and not self._hub.index.congested:
+        if (
+            self._lines
+            and not self._blocked
+            and not self._yielding
+            and not self._hub.index.congested
+        ):
             self._take_up()
         if self._state in (State.ENDED, State.DRAINING):
             self._finish()

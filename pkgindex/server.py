@@ -16,7 +16,8 @@ import socket
 import stat
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 
 import uvloop
 
@@ -44,17 +45,20 @@ LINGER_SECONDS = 1.0  # for a client that has all its answers to close its side
 logger = log.get_logger()
 
 
-def run(settings: Settings, progress: Progress | None = None) -> int:
-    """Serve until a signal; the exit code. Raises PkgindexError when the server cannot start.
+# What shows how far something has come, while it is entered: by a name, and told (done, of all).
+Bar = Callable[[], AbstractContextManager[Callable[[str], Progress]]]
 
-    `progress` is told how far the opening of the index has come."""
+
+def run(settings: Settings, bar: Bar) -> int:
+    """Serve until a signal; the exit code. Raises PkgindexError when the server cannot start."""
     os.umask(0o027)
     _raise_descriptor_limit(settings.max_clients)
     sys.setswitchinterval(SWITCH_SECONDS)
     for number in (signal.SIGUSR1, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     began = time.monotonic()
-    index = open_index(settings, progress)
+    with bar() as progress:
+        index = open_index(settings, progress("reading the index"))
     recovery = time.monotonic() - began
     # What was made so far lives as long as the process: no collection need look at it again.
     gc.collect()
@@ -129,7 +133,9 @@ class _Server:
                 except ListenError as error:
                     if not _lacks_family(error):
                         raise
-                    logger.warning("address skipped", address=host, reason="this machine has no such address")
+                    logger.warning(
+                        "address skipped", address=host, reason="this machine has no such address"
+                    )
                     continue
                 await self._accept_on(loop, found)
         if not self.listeners:
@@ -201,7 +207,7 @@ class _Server:
         for connection in tuple(connections):
             connection.drain()
         while time.monotonic() < deadline and self.failure is None:
-            if all([connection.drained() for connection in tuple(connections)]):
+            if sum(not connection.drained() for connection in tuple(connections)) == 0:
                 break
             await asyncio.sleep(0.01)
         linger = min(deadline, time.monotonic() + LINGER_SECONDS)
@@ -219,10 +225,15 @@ def _raise_descriptor_limit(clients: int) -> None:
         return
     for limit in (max(hard, wanted), hard):
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if limit >= wanted else limit, limit))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, limit), limit))
             break
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
-        logger.warning("limit of open files too low", limit=hard, wanted=wanted, remedy="LimitNOFILE or --max-clients")
+        logger.warning(
+            "limit of open files too low",
+            limit=hard,
+            wanted=wanted,
+            remedy="LimitNOFILE or --max-clients",
+        )
 
 
 def _bind(text: str, host: str, port: int) -> list[socket.socket]:
@@ -231,10 +242,12 @@ def _bind(text: str, host: str, port: int) -> list[socket.socket]:
     Raises ListenError with the OSError as its cause."""
     bound: list[socket.socket] = []
     try:
-        hosts = [host] if host else ["0.0.0.0", "::"]  # noqa: S104
+        hosts = [host] if host else ["0.0.0.0", "::"]
         for one in hosts:
             try:
-                infos = socket.getaddrinfo(one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                infos = socket.getaddrinfo(
+                    one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
                 for family, kind, proto, _, address in infos:
                     found = socket.socket(family, kind, proto)
                     bound.append(found)
@@ -262,7 +275,9 @@ def _bind(text: str, host: str, port: int) -> list[socket.socket]:
 
 
 def _is_lacking(error: OSError) -> bool:
-    return error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(error, socket.gaierror)
+    return error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(
+        error, socket.gaierror
+    )
 
 
 def _lacks_family(error: ListenError) -> bool:
@@ -285,7 +300,11 @@ def _names(listener: asyncio.Server) -> list[str]:
         if isinstance(address, str):
             names.append(f"unix:{address}")
         else:
-            names.append(f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}")
+            names.append(
+                f"[{address[0]}]:{address[1]}"
+                if ":" in address[0]
+                else f"{address[0]}:{address[1]}"
+            )
     return names
 
 
@@ -293,5 +312,8 @@ def _notify(state: str) -> None:
     """Tell systemd, if it asked (sd_notify(3)); a socket that is gone is no reason to stop."""
     target = os.environ.get("NOTIFY_SOCKET")
     if target:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told,
+        ):
             told.sendto(state.encode(), "\0" + target[1:] if target.startswith("@") else target)

@@ -111,8 +111,9 @@ def serve(file: str | None, check_config: bool, **given: Any) -> int:
     signal.signal(signal.SIGHUP, lambda *_: _read_log_level_again(flags, file))
 
     from pkgindex import server
+    from pkgindex.cli.progress import bar
 
-    return server.run(settings)
+    return server.run(settings, bar)
 
 
 def _read_log_level_again(flags: dict[str, Any], file: str | Path | None) -> None:

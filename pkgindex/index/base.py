@@ -26,8 +26,7 @@ __all__ = ["Answers", "Index", "Piece", "Progress", "open_index"]
 # (ticket, replies, changes): these replies may be sent once the ticket is settled, and are the answers
 # to that many INDEX and REMOVE. An Index that does not know the replies yet gives an empty bytearray and
 # fills it before it settles the ticket.
-type_of_replies = bytes | bytearray
-Piece = tuple[int, type_of_replies, int]
+Piece = tuple[int, bytes | bytearray, int]
 
 # All replies, if they may be sent now; otherwise the pieces, in order.
 Answers = bytes | list[Piece]
@@ -43,7 +42,9 @@ class Index(ABC):
     """
 
     settled: int = 0  # the highest ticket whose replies may be sent
-    congested: bool = False  # no more changes now: batches get no room for them until a ticket settles
+    congested: bool = (
+        False  # no more changes now: batches get no room for them until a ticket settles
+    )
 
     @classmethod
     @abstractmethod
@@ -54,7 +55,10 @@ class Index(ABC):
 
     @abstractmethod
     def start(
-        self, loop: asyncio.AbstractEventLoop, settled: Callable[[], None], failed: Callable[[PkgindexError], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settled: Callable[[], None],
+        failed: Callable[[PkgindexError], None],
     ) -> None:
         """Begin to serve on `loop`: call `settled` whenever that attribute has grown or `congested` has
         ended, and `failed`, once, when the storage can go on no longer."""
@@ -84,6 +88,8 @@ def open_index(settings: Settings, progress: Progress | None = None) -> Index:
     found = {point.name: point for point in entry_points(group="pkgindex.stores")}
     if scheme not in found:
         known = ", ".join(f"{name}:" for name in sorted(found))
-        raise ConfigError(f"{settings.store}: unknown store {scheme}:; this installation knows {known}")
+        raise ConfigError(
+            f"{settings.store}: unknown store {scheme}:; this installation knows {known}"
+        )
     index: type[Index] = found[scheme].load()
     return index.open(location, settings, progress)

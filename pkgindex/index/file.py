@@ -15,7 +15,14 @@ from typing import Self
 
 from pkgindex._core import Batch
 from pkgindex.config import Settings
-from pkgindex.errors import ConfigError, PkgindexError, StoreDamaged, StoreFailed, StoreOwned, StoreUnreachable
+from pkgindex.errors import (
+    ConfigError,
+    PkgindexError,
+    StoreDamaged,
+    StoreFailed,
+    StoreOwned,
+    StoreUnreachable,
+)
 from pkgindex.index.base import Answers, Index, Progress
 from pkgindex.store import format as store_format
 from pkgindex.store.claim import GONE, Claim, Withdrawn, claim, highest_epoch, owner_of
@@ -38,11 +45,13 @@ CLAIMS = 5  # tries against other claimants, with random pauses that grow (rule 
 
 
 def path_of(location: str) -> str:
-    """The folder that `file:LOCATION` names: relative, absolute, or with an empty host. Raises ConfigError."""
+    """The folder that `file:LOCATION` names, absolute or relative. Raises ConfigError."""
     if location.startswith("//"):
         location = location[2:]
         if not location.startswith("/"):
-            raise ConfigError(f"file://{location}: names a host; write file:///PATH for an absolute path")
+            raise ConfigError(
+                f"file://{location}: names a host; write file:///PATH for an absolute path"
+            )
     if not location or "\0" in location:
         raise ConfigError("file: needs a path, such as file:./pkgindex-data")
     return os.path.abspath(location)
@@ -52,7 +61,13 @@ class FileIndex(Index):
     """The index that one writer keeps on a mount."""
 
     def __init__(
-        self, mount: Mount, shards: int, mine: Claim, lease: Lease, recovered: Recovered, journal_limit: int
+        self,
+        mount: Mount,
+        shards: int,
+        mine: Claim,
+        lease: Lease,
+        recovered: Recovered,
+        journal_limit: int,
     ) -> None:
         self._graph = recovered.graph
         self._lease = lease
@@ -61,7 +76,9 @@ class FileIndex(Index):
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._journal = Journal(mount, mine, self._event)
         self._journal.open(recovered.effect, recovered.next_change)
-        self._behind = WriteBehind(mount, mine.staging, shards, self._graph, self._journal, self._round_failed)
+        self._behind = WriteBehind(
+            mount, mine.staging, shards, self._graph, self._journal, self._round_failed
+        )
         self._journal_limit = journal_limit
         self._loop: asyncio.AbstractEventLoop | None = None
         self._committing = False
@@ -84,7 +101,9 @@ class FileIndex(Index):
             try:
                 mine = _claim(mount, lease, takeover=settings.takeover)
                 if store_format.read(mount) != fmt:
-                    raise StoreDamaged(f"{mount.path('FORMAT')}: changed while the store was claimed; start again")
+                    raise StoreDamaged(
+                        f"{mount.path('FORMAT')}: changed while the store was claimed; start again"
+                    )
                 recovered = recover(mount, fmt, mine, progress)
                 return cls(mount, fmt.shards, mine, lease, recovered, settings.journal_limit)
             except Withdrawn as reason:
@@ -101,7 +120,10 @@ class FileIndex(Index):
     # --- serving ----------------------------------------------------------------------------------
 
     def start(
-        self, loop: asyncio.AbstractEventLoop, settled: Callable[[], None], failed: Callable[[PkgindexError], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settled: Callable[[], None],
+        failed: Callable[[PkgindexError], None],
     ) -> None:
         """See Index."""
         self._loop = loop
@@ -177,12 +199,15 @@ class FileIndex(Index):
         if self._loop:
             self._loop.remove_reader(self._event)
         where = error.filename or self._mount.root
-        if error.errno in GONE and not os.path.exists(self._mount.path("staging", self._claim.staging.name)):
-            message = f"{self._mount.root}: another server has taken over (epoch {highest_epoch(self._mount)}); this one stops"
+        if error.errno in GONE and not os.path.exists(
+            self._mount.path("staging", self._claim.staging.name)
+        ):
+            newest = highest_epoch(self._mount)
+            message = f"{self._mount.root}: another server has taken over (epoch {newest}); this one stops"
         else:
             message = (
-                f"{where}: {error.strerror}; the writer stops, nothing was acknowledged since; mend the storage "
-                "(room, permissions, mount) and start again"
+                f"{where}: {error.strerror}; the writer stops, nothing was acknowledged since; "
+                "mend the storage (room, permissions, mount) and start again"
             )
         self._tell_failed(StoreFailed(message))
 
@@ -209,10 +234,13 @@ class FileIndex(Index):
         ended = await loop.run_in_executor(None, self._journal.stop, left())
         loop.remove_reader(self._event)
         if self._behind.last_error is not None:
-            raise StoreFailed(f"{self._mount.root}: {self._behind.last_error.strerror}; package files lag behind")
+            raise StoreFailed(
+                f"{self._mount.root}: {self._behind.last_error.strerror}; package files lag behind"
+            )
         if not written or not ended:
             raise StoreFailed(
-                f"{self._mount.root}: does not answer; stopped without it, what was acknowledged is in the journal"
+                f"{self._mount.root}: does not answer; stopped without it; "
+                "what was acknowledged is in the journal"
             )
         self._claim.staging.close()
         self._lease.close()
@@ -247,10 +275,12 @@ def _claim(mount: Mount, lease: Lease, *, takeover: bool) -> Claim:
             return claim(mount, None if takeover else lease)
         except Withdrawn as withdrawn:
             reason = withdrawn
-            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))
     raise _owned(mount, f"another server claims it: {reason};")
 
 
 def _owned(mount: Mount, why: str) -> StoreOwned:
     owner = owner_of(mount, highest_epoch(mount))
-    return StoreOwned(f"{mount.root}: {why} {owner}; stop that server, or depose it with --takeover")
+    return StoreOwned(
+        f"{mount.root}: {why} {owner}; stop that server, or depose it with --takeover"
+    )

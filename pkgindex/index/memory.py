@@ -20,14 +20,19 @@ class MemoryIndex(Index):
         self.apply = self._graph.apply  # type: ignore[method-assign]  # spares a call for each chunk
 
     @classmethod
-    def open(cls, location: str, settings: Settings, progress: Progress | None = None) -> Self:
+    def open(cls, location: str, settings: Settings, progress: Progress | None = None) -> Self:  # noqa: ARG003
         """Begin empty. Raises ConfigError if `location` is not."""
         if location:
-            raise ConfigError(f"{settings.store}: memory: keeps nothing and has no place; write just memory:")
+            raise ConfigError(
+                f"{settings.store}: memory: keeps nothing and has no place; write just memory:"
+            )
         return cls()
 
     def start(
-        self, loop: asyncio.AbstractEventLoop, settled: Callable[[], None], failed: Callable[[PkgindexError], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settled: Callable[[], None],
+        failed: Callable[[PkgindexError], None],
     ) -> None:
         """Nothing ever has to wait."""
 
@@ -35,7 +40,7 @@ class MemoryIndex(Index):
         """See Index."""
         return self._graph.apply(batch)
 
-    async def stop(self, timeout: float) -> dict[str, object]:
+    async def stop(self, timeout: float) -> dict[str, object]:  # noqa: ARG002
         """Forget everything."""
         return {"packages": len(self)}
 

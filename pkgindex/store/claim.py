@@ -66,7 +66,9 @@ class Claim:
 
     staging: Staging
     proof: str = FIRST_PROOF
-    proven: dict[int, Position] = field(default_factory=dict)  # by epoch: how far its journal was proven
+    proven: dict[int, Position] = field(
+        default_factory=dict
+    )  # by epoch: how far its journal was proven
 
     @property
     def epoch(self) -> int:
@@ -89,7 +91,9 @@ def owner_of(mount: Mount, epoch: int) -> Owner:
     """Who claimed `epoch`, as far as it can be read."""
     try:
         fields = json.loads(mount.read("staging", epoch_name(epoch), "owner"))
-        return Owner(epoch, str(fields["host"]), int(fields["pid"]), str(fields["since"]), str(fields["id"]))
+        return Owner(
+            epoch, str(fields["host"]), int(fields["pid"]), str(fields["since"]), str(fields["id"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return Owner(epoch)
 
@@ -130,7 +134,12 @@ def claim(mount: Mount, lease: Lease | None) -> Claim:
 def _own(mount: Mount, staging: Staging) -> None:
     """C1: the owner file, exclusively; synced; read again by a path opened anew."""
     since = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    mine = {"id": secrets.token_hex(16), "host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    mine = {
+        "id": secrets.token_hex(16),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": since,
+    }
     data = json.dumps(mine).encode() + b"\n"
     try:
         os.close(staging.create("owner", data))
@@ -174,11 +183,14 @@ def _empty(mount: Mount, mine: Claim, epoch: int) -> None:
                 _take(mine, epoch, name, old)
             os.rmdir(mount.path("staging", name))
         except FileNotFoundError:
-            _expect_alive(mount, mine)
+            prove(mine)  # what was to be taken is gone; or one's own directory is
             if name not in mount.names("staging"):
                 return
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # its writer, or a claimant, was busy
+            if error.errno not in (
+                errno.EEXIST,
+                errno.ENOTEMPTY,
+            ):  # its writer, or a claimant, was busy
                 raise
         else:
             return
@@ -192,11 +204,6 @@ def _take(mine: Claim, epoch: int, folder: str, old: str) -> None:
         of = int(match[1], 16) if match[1] else epoch
         position = (int(match[2], 16), int(match[3], 16))
         mine.proven[of] = max(position, mine.proven.get(of, (0, 0)))
-
-
-def _expect_alive(mount: Mount, mine: Claim) -> None:
-    """ENOENT has two causes: what was to be taken is gone, or one's own directory is."""
-    prove(mine)
 
 
 def prove(mine: Claim) -> None:

@@ -13,6 +13,7 @@ refused unless the caller insists.
 import json
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pkgindex._core import crc32c
@@ -56,14 +57,18 @@ def read(mount: Mount) -> Format | None:
         raise UnknownFormat(f"{path}: not a pkgindex store; name another folder")
     if lines[0] != b"pkgindex store %d" % VERSION:
         version = lines[0].removeprefix(b"pkgindex store ").decode("ascii", "replace")
-        raise UnknownFormat(f"{path}: format {version} is not known to this release, which knows {VERSION}")
+        raise UnknownFormat(
+            f"{path}: format {version} is not known to this release, which knows {VERSION}"
+        )
     body = b"\n".join(lines[:2]) + b"\n"
     if len(lines) != 4 or lines[2] != b"crc32c %08x" % crc32c(body) or lines[3]:
         raise StoreDamaged(f"{path}: damaged (its checksum is wrong); restore it from a backup")
     fields = json.loads(lines[1])
     unknown = sorted(set(fields["incompatible"]) - FEATURES)
     if unknown or fields["names"] != "percent":
-        raise UnknownFormat(f"{path}: needs a release that knows {', '.join(unknown) or fields['names']}")
+        raise UnknownFormat(
+            f"{path}: needs a release that knows {', '.join(unknown) or fields['names']}"
+        )
     return Format(fields["id"], fields["shards"])
 
 
@@ -91,15 +96,25 @@ def create(mount: Mount, *, insist: bool) -> Format:
             _write(mount)
         mount.sync_folder()
     except OSError as error:
-        raise StoreUnreachable(f"{error.filename or root}: cannot make a store here: {error.strerror}") from None
+        raise StoreUnreachable(
+            f"{error.filename or root}: cannot make a store here: {error.strerror}"
+        ) from None
     made = read(mount)
     if made is None:
-        raise StoreUnreachable(f"{root}: FORMAT was written and is not there: the mount loses files")
+        raise StoreUnreachable(
+            f"{root}: FORMAT was written and is not there: the mount loses files"
+        )
     return made
 
 
 def _write(mount: Mount) -> None:
-    fields = {"id": secrets.token_hex(16), "shards": SHARDS, "names": "percent", "incompatible": [], "compatible": []}
+    fields = {
+        "id": secrets.token_hex(16),
+        "shards": SHARDS,
+        "names": "percent",
+        "incompatible": [],
+        "compatible": [],
+    }
     body = f"pkgindex store {VERSION}\n{json.dumps(fields, sort_keys=True)}\n".encode()
     new = mount.path(UNFINISHED + secrets.token_hex(8))
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
@@ -108,10 +123,8 @@ def _write(mount: Mount) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-    try:
+    with suppress(FileExistsError):  # another server was quicker; its FORMAT is the one that counts
         os.link(new, mount.path("FORMAT"))
-    except FileExistsError:
-        pass  # another server was quicker; its FORMAT is the one that counts
     os.unlink(new)
 
 

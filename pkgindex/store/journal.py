@@ -112,8 +112,10 @@ def segments(mount: Mount) -> list[tuple[int, int]]:
 class Journal:
     """This writer's journal, open for commits."""
 
-    def __init__(self, mount: Mount, claim: Claim, event: int, segment_limit: int = SEGMENT_LIMIT) -> None:
-        """`event`: an eventfd that is rung when a commit is done."""
+    def __init__(
+        self, mount: Mount, claim: Claim, event: int = -1, segment_limit: int = SEGMENT_LIMIT
+    ) -> None:
+        """`event`: an eventfd that is rung when a commit is done; needed for submit()."""
         self._mount = mount
         self._claim = claim
         self._staging = claim.staging
@@ -142,7 +144,9 @@ class Journal:
         self._staging.publish("segment", "journal", name)
         self._mount.sync_name("journal", name, inode)
         proof = self._claim.proof if self._fd < 0 else None
-        self._committer.continue_in(fd, head.segment, len(data), crc32c(data), head.next_change, proof)
+        self._committer.continue_in(
+            fd, head.segment, len(data), crc32c(data), head.next_change, proof
+        )
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
@@ -213,7 +217,9 @@ class Journal:
         with self._turned:
             old = self._committer.segment
             self._committer.ask_rotation()
-            self._turned.wait_for(lambda: self._committer.segment > old or self._failed or self._ended)
+            self._turned.wait_for(
+                lambda: self._committer.segment > old or self._failed or self._ended
+            )
             if self._failed:
                 raise self._failed
             if self._ended:
@@ -254,11 +260,15 @@ class Journal:
         return True
 
 
-def replay_lines(data: bytes, offset: int, checksum: int, next_change: int) -> tuple[list[bytes], int, int, int]:
+def replay_lines(
+    data: bytes, offset: int, checksum: int, next_change: int
+) -> tuple[list[bytes], int, int, int]:
     """All whole batches of a segment's bytes behind its head: (redo lines, end, checksum, next change)."""
     parts = []
     while True:
-        lines, end, checksum, next_change = read_batches(data, offset, checksum, next_change, 1 << 24)
+        lines, end, checksum, next_change = read_batches(
+            data, offset, checksum, next_change, 1 << 24
+        )
         if end == offset:
             return parts, offset, checksum, next_change
         parts.append(lines)

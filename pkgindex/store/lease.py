@@ -24,7 +24,9 @@ class Lease:
     def __init__(self, mount: Mount) -> None:
         self.path = mount.path("LOCK")
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+            self._fd = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE
+            )
         except OSError as error:
             raise StoreUnreachable(f"{self.path}: cannot open it: {error.strerror}") from None
 
@@ -54,5 +56,7 @@ class Lease:
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, epoch)
 
     def close(self) -> None:
-        """Close LOCK, and with it let go of everything held."""
-        os.close(self._fd)
+        """Close LOCK, and with it let go of everything held; once more does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

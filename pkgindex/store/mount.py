@@ -78,7 +78,9 @@ class Mount:
         """Make sure that a name just taken out of `folder` stays away (X4). Raises FileExistsError."""
         self.sync_folder(folder)
         if name in self.names(folder):
-            raise FileExistsError(17, "a synced removal was undone by the mount", self.path(folder, name))
+            raise FileExistsError(
+                17, "a synced removal was undone by the mount", self.path(folder, name)
+            )
 
     def read(self, *parts: str) -> bytes:
         """A file's bytes, up to the size it has when it is opened: it may grow meanwhile (rule C3)."""

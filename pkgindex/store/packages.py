@@ -15,6 +15,7 @@ there latency is the limit.
 Errors: the first OSError is final (rule W7); `failed` is told, once, from this thread.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from pkgindex.store._disk import Files, Folders, is_local, sync_file_system
 from pkgindex.store.journal import Journal
 from pkgindex.store.mount import Mount, Staging
 
-__all__ = ["WriteBehind"]
+__all__ = ["WriteBehind", "write_all_files"]
 
 # Package files lag at most about this far behind; changes of one package within it cost one write.
 INTERVAL_SECONDS = 1.0
@@ -93,8 +94,8 @@ class WriteBehind:
             self._stop_by = deadline
             self._wake.notify_all()
 
-    def join(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the thread's end; whether it came."""
+    def join(self, timeout: float | None) -> bool:
+        """Wait up to `timeout` seconds (None: for ever) for the thread's end; whether it came."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
             if self._thread.is_alive():
@@ -186,3 +187,15 @@ class WriteBehind:
 
         for done in [self._pool.submit(one, first) for first in range(min(width, len(pieces)))]:
             done.result()
+
+
+def write_all_files(
+    mount: Mount, staging: Staging, shards: int, graph: Graph, journal: Journal
+) -> None:
+    """Write what is behind, of a graph that does not change, in one round. Raises OSError."""
+    writer = WriteBehind(mount, staging, shards, graph, journal, lambda _error: None)
+    writer.start()
+    writer.stop(math.inf)
+    writer.join(None)
+    if writer.last_error is not None:
+        raise writer.last_error

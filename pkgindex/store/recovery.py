@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pkgindex._core import Graph, crc32c
 from pkgindex.errors import StoreDamaged, StoreUnreachable
@@ -28,7 +29,16 @@ from pkgindex.store.format import Format
 from pkgindex.store.journal import Head, Torn, parse_head, replay_lines, segment_name, segments
 from pkgindex.store.mount import Mount
 
-__all__ = ["Gap", "Problem", "Recovered", "load_files", "load_journal", "recover"]
+__all__ = [
+    "Gap",
+    "Problem",
+    "Recovered",
+    "load_files",
+    "load_journal",
+    "read_shards",
+    "recover",
+    "shard_folders",
+]
 
 # How long a client's cache may hide what is there, with the usual mount options (acregmax is 60 s, but
 # names and sizes are asked for anew at each open); past it, what is missing is missing.
@@ -83,7 +93,9 @@ def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None =
                 ) from None
         except OSError as error:
             prove(claim)
-            raise StoreUnreachable(f"{error.filename or mount.root}: cannot read it: {error.strerror}") from None
+            raise StoreUnreachable(
+                f"{error.filename or mount.root}: cannot read it: {error.strerror}"
+            ) from None
         time.sleep(pause)
         pause = min(2 * pause, 1.0)
 
@@ -93,7 +105,9 @@ def _recover_once(
 ) -> Recovered:
     graph = Graph(journalled=True)
     problems = load_files(mount, fmt, graph, readers, progress)
-    next_change, replayed = load_journal(mount, graph, proven, empty=not len(graph) and not problems)
+    next_change, replayed = load_journal(
+        mount, graph, proven, empty=not len(graph) and not problems
+    )
     if problems:
         # What a power loss tore in the middle of a round, the journal still covers (and rewrites, C7).
         covered = {file_name(package) for package in graph.dirty_packages()}
@@ -102,7 +116,9 @@ def _recover_once(
         more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
         raise Gap(f"{mount.path(problems[0].path)}: damaged: {problems[0].what}{more}")
     for package, dependency in graph.dangling(1):
-        raise Gap(f"{mount.path('forward')}: damaged: {package} depends on {dependency}, whose file is missing")
+        raise Gap(
+            f"{mount.path('forward')}: damaged: {package} depends on {dependency}, whose file is missing"
+        )
     graph.continue_at(next_change - 1)
     return Recovered(graph, graph.effect(), next_change, replayed)
 
@@ -114,7 +130,9 @@ def load_files(
     problems: list[Problem] = []
     folders, strangers = shard_folders(mount, "forward", fmt.shards)
     problems += strangers
-    for done, (lines, found) in enumerate(_read_shards(mount, "forward", folders, fmt.shards, readers)):
+    for done, (lines, found) in enumerate(
+        read_shards(mount, "forward", folders, fmt.shards, readers)
+    ):
         graph.replay(lines, track=False)
         problems += found
         if progress:
@@ -126,16 +144,22 @@ def shard_folders(mount: Mount, kind: str, shards: int) -> tuple[list[int], list
     """The shards that have a folder under forward/ or reverse/, and what else lies there."""
     folders, strangers = [], []
     for name in mount.names(kind):
-        if re.fullmatch(r"[0-9a-f]{2,3}", name) and int(name, 16) < shards and name == f"{int(name, 16):02x}":
+        if (
+            re.fullmatch(r"[0-9a-f]{2,3}", name)
+            and int(name, 16) < shards
+            and name == f"{int(name, 16):02x}"
+        ):
             folders.append(int(name, 16))
         else:
             strangers.append(Problem(f"{kind}/{name}", "not a file of the store"))
     return folders, strangers
 
 
-def _read_shards(
+def read_shards(
     mount: Mount, kind: str, folders: list[int], shards: int, readers: int
 ) -> Iterator[tuple[bytes, list[Problem]]]:
+    """Read the package files of these shards: for each (redo lines, what is wrong). Raises OSError."""
+
     def one(shard: int) -> tuple[bytes, list[Problem]]:
         lines, _, wrong = read_folder(mount.path(kind, f"{shard:02x}"), kind, shard, shards)
         return lines, [Problem(f"{kind}/{shard:02x}/{name}", what) for name, what in wrong]
@@ -155,14 +179,17 @@ def load_journal(
     top = max((epoch for epoch, position in proven.items() if position > (0, 0)), default=0)
     if not chain:
         if top:
-            raise Gap(f"{mount.path('journal', segment_name(top, proven[top][0]))}: missing, though it was acknowledged")
+            lost = mount.path("journal", segment_name(top, proven[top][0]))
+            raise Gap(f"{lost}: missing, though it was acknowledged")
         if not empty:
-            raise Gap(f"{mount.path('journal')}: no segment with a whole head, though there are package files")
+            raise Gap(
+                f"{mount.path('journal')}: no segment with a whole head, though there are package files"
+            )
         return 1, 0
     if chain[-1][0] < top:
         raise Gap(f"{mount.path('journal')}: nothing of epoch {top}, though it was acknowledged")
     replayed = 0
-    before: tuple[int, int] | None = None
+    before: tuple[int, int] | None = None  # size and checksum of the segment before
     next_change = 0
     for index, (epoch, number) in enumerate(chain):
         name = segment_name(epoch, number)
@@ -175,13 +202,22 @@ def load_journal(
         if (head.epoch, head.segment) != (epoch, number):
             raise Gap(f"{path}: damaged: it is segment {head.segment} of epoch {head.epoch}")
         if index and head.previous != before:
-            raise Gap(f"{mount.path('journal', segment_name(*chain[index - 1]))}: damaged: its successor knows it otherwise")
+            damaged = mount.path("journal", segment_name(*chain[index - 1]))
+            raise Gap(f"{damaged}: damaged: its successor knows it otherwise")
         if index and head.next_change != next_change:
-            raise Gap(f"{path}: damaged: it begins with change {head.next_change}, not {next_change}")
-        parts, end, checksum, next_change = replay_lines(data, offset, crc32c(data[:offset]), head.next_change)
+            raise Gap(
+                f"{path}: damaged: it begins with change {head.next_change}, not {next_change}"
+            )
+        parts, end, checksum, next_change = replay_lines(
+            data, offset, crc32c(data[:offset]), head.next_change
+        )
         before = (end, checksum)
-        if (epoch, number) == (epoch, proven.get(epoch, (0, 0))[0]) and end < proven.get(epoch, (0, 0))[1]:
-            raise Gap(f"{path}: damaged at byte {end}, though {proven[epoch][1]} bytes were acknowledged")
+        if (epoch, number) == (epoch, proven.get(epoch, (0, 0))[0]) and end < proven.get(
+            epoch, (0, 0)
+        )[1]:
+            raise Gap(
+                f"{path}: damaged at byte {end}, though {proven[epoch][1]} bytes were acknowledged"
+            )
         try:
             for lines in (head.lines, *parts):
                 graph.replay(lines)
@@ -201,10 +237,12 @@ def _highest_chain(mount: Mount) -> list[tuple[int, int]]:
         chain = [(e, n) for e, n in listed if e == epoch]
         whole = [one for one in chain if _has_head(mount, segment_name(*one))]
         if whole:
-            for (_, number), (_, following) in zip(whole, whole[1:], strict=False):
+            for (_, number), (_, following) in pairwise(whole):
                 if following != number + 1:
                     missing = segment_name(epoch, number + 1)
-                    raise Gap(f"{mount.path('journal', missing)}: missing or damaged, though its successor is there")
+                    raise Gap(
+                        f"{mount.path('journal', missing)}: missing or damaged, though its successor is there"
+                    )
             return whole
     return []
 

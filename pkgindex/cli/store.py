@@ -1,0 +1,47 @@
+"""What the commands on a stopped store share: naming it, opening it, showing how far reading has come."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from pkgindex.cli.progress import bar
+from pkgindex.errors import ConfigError, PkgindexError, StoreUnreachable
+
+if TYPE_CHECKING:
+    from pkgindex.store.offline import Offline
+    from pkgindex.store.recovery import Progress
+
+__all__ = ["STORE", "opened"]
+
+TROUBLE = 2
+
+STORE = click.argument(
+    "store", metavar="[STORE]", envvar="PKGINDEX_STORE", default="file:./pkgindex-data"
+)
+
+
+@contextmanager
+def opened(store: str) -> Iterator[tuple["Offline", Callable[[str], "Progress"]]]:
+    """A stopped store, and what makes progress bars; whatever goes wrong ends in exit code 2."""
+    from pkgindex.index.file import path_of
+    from pkgindex.store.offline import Offline
+
+    try:
+        scheme = re.match(r"([a-z][a-z0-9+.-]*):", store)
+        if scheme and scheme[1] != "file":
+            raise ConfigError(f"{store}: only a file: store has files to read")
+        path = path_of(store.removeprefix("file:")) if scheme else store
+        with bar() as progress, Offline(path) as offline:
+            yield offline, progress
+    except PkgindexError as error:
+        error.exit_code = TROUBLE
+        raise
+    except OSError as error:
+        unreachable = StoreUnreachable(
+            f"{error.filename or store}: cannot read it: {error.strerror}"
+        )
+        unreachable.exit_code = TROUBLE
+        raise unreachable from None

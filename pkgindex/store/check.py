@@ -1,0 +1,169 @@
+"""Verify a stopped store: every file, its checksum, forward against reverse, the journal.
+
+What can be derived is told from what cannot. A reverse file that is missing, damaged or wrong follows
+from the forward files and is mended by repair(): it is rewritten by a claimed epoch, as any writer
+would. A damaged or missing forward file and a damaged journal are named, and left as they are: what was
+in them is only in a backup.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pkgindex._core import Graph
+from pkgindex.errors import StoreOwned
+from pkgindex.store._disk import file_name, shard
+from pkgindex.store.claim import Withdrawn, claim
+from pkgindex.store.journal import Journal
+from pkgindex.store.lease import Lease
+from pkgindex.store.offline import READERS, Offline
+from pkgindex.store.packages import write_all_files
+from pkgindex.store.recovery import Problem, Progress, read_shards, recover, shard_folders
+
+__all__ = ["Report", "check", "repair"]
+
+PATIENCE_SECONDS = 60.0  # for the journal's thread to end
+
+
+@dataclass
+class Report:
+    """What check() found."""
+
+    packages: int
+    files: int
+    problems: list[Problem] = field(default_factory=list)  # that only a backup can mend
+    derived: list[Problem] = field(default_factory=list)  # reverse files that can be written anew
+    mendable: list[str] = field(default_factory=list)  # their packages
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not self.problems and not self.derived
+
+
+def check(store: Offline, progress: Progress | None = None) -> Report:
+    """Verify everything; `progress` is told (folders read, of all). Raises OSError."""
+    contents = store.read(progress)
+    graph = contents.graph
+    report = Report(len(graph), len(graph), contents.problems)
+    lost = set()
+    for package, dependency in graph.dangling(1_000_000):
+        if dependency not in lost:
+            lost.add(dependency)
+            report.problems.append(
+                Problem(
+                    _path(store, "forward", dependency), f"missing, though {package} depends on it"
+                )
+            )
+    owed = set(graph.dirty_reverses())
+    dependents, damaged = _reverse_files(store, graph, report, progress)
+    for package in graph:
+        if package in owed:
+            continue
+        expected = graph.dependents(package)
+        found = dependents.dependencies(package)
+        if found == expected:
+            continue
+        path = _path(store, "reverse", package)
+        ghosts = [name for name in found if name not in graph]
+        if ghosts:
+            report.problems.append(
+                Problem(_path(store, "forward", ghosts[0]), f"missing, though {path} lists it")
+            )
+        elif path not in damaged:
+            what = (
+                f"lists {len(found)} packages, not the {len(expected)} that depend on it"
+                if found
+                else "missing"
+            )
+            _derived(report, Problem(path, what), package)
+    for package in dependents:
+        if package not in graph and package not in owed and package not in lost:
+            _derived(
+                report,
+                Problem(_path(store, "reverse", package), "belongs to no indexed package"),
+                package,
+            )
+    return report
+
+
+def _reverse_files(
+    store: Offline, graph: Graph, report: Report, progress: Progress | None
+) -> tuple[Graph, set[str]]:
+    """All reverse files as a graph whose "dependencies" are the dependents; the paths of damaged ones."""
+    dependents = Graph()
+    folders, strangers = shard_folders(store.mount, "reverse", store.format.shards)
+    report.problems += strangers
+    wrong: list[Problem] = []
+    for done, (lines, found) in enumerate(
+        read_shards(store.mount, "reverse", folders, store.format.shards, READERS)
+    ):
+        report.files += dependents.replay(lines, track=False)
+        wrong += found
+        if progress:
+            progress(done + 1, len(folders))
+    owed = (
+        {_path(store, "reverse", package) for package in graph.dirty_reverses()} if wrong else set()
+    )
+    wrong = [problem for problem in wrong if problem.path not in owed]
+    known = {_path(store, "reverse", package): package for package in graph} if wrong else {}
+    for problem in wrong:
+        package = known.get(problem.path) or _decoded(problem.path.rpartition("/")[2])
+        if package is None or _path(store, "reverse", package) != problem.path:
+            report.problems.append(problem)
+        else:
+            _derived(report, problem, package)
+    return dependents, {problem.path for problem in wrong}
+
+
+def _derived(report: Report, problem: Problem, package: str) -> None:
+    report.derived.append(problem)
+    report.mendable.append(package)
+
+
+def _path(store: Offline, kind: str, package: str) -> str:
+    name = file_name(package)
+    return f"{kind}/{shard(name, store.format.shards)}/{name}"
+
+
+def _decoded(name: str) -> str | None:
+    """The package whose file has this name; None for the name of no package, or one shortened."""
+    if "~" in name:
+        return None
+    package = re.sub("%([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name)
+    try:
+        return (
+            package
+            if file_name(package) == name and not re.search(r"[^!-{}~]|,", package)
+            else None
+        )
+    except ValueError:
+        return None
+
+
+def repair(store: Offline, report: Report) -> None:
+    """Write the reverse files anew that `report` calls derived. Closes `store`.
+
+    Claims an epoch as any writer does. Raises PkgindexError, OSError."""
+    mount, fmt = store.mount, store.format
+    store.close()
+    with Lease(mount) as lease:
+        try:
+            mine = claim(mount, lease)
+            recovered = recover(mount, fmt, mine)
+        except Withdrawn as reason:
+            raise StoreOwned(f"{mount.root}: a server has claimed it meanwhile: {reason}") from None
+        graph = recovered.graph
+        graph.replay("".join(_owed_lines(report)).encode())
+        journal = Journal(mount, mine)
+        journal.open(graph.effect(), recovered.next_change)
+        try:
+            write_all_files(mount, mine.staging, fmt.shards, graph, journal)
+        finally:
+            journal.stop(PATIENCE_SECONDS)
+            mine.staging.close()
+
+
+def _owed_lines(report: Report) -> Iterator[str]:
+    for package in report.mendable:
+        yield f"*{package}\n"

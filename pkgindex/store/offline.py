@@ -1,0 +1,84 @@
+"""A stopped store, opened for reading: nothing in it is changed.
+
+    with Offline(path) as store:
+        contents = store.read()
+
+While it is open it holds the last writer's byte of LOCK, so that no server starts meanwhile.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Self
+
+from pkgindex._core import Graph
+from pkgindex.errors import StoreOwned, StoreUnreachable
+from pkgindex.store import format as store_format
+from pkgindex.store._disk import file_name
+from pkgindex.store.claim import PROOF, Position, epochs, highest_epoch, owner_of
+from pkgindex.store.lease import Lease
+from pkgindex.store.mount import Mount, epoch_name
+from pkgindex.store.recovery import Gap, Problem, Progress, load_files, load_journal
+
+__all__ = ["Contents", "Offline"]
+
+READERS = 4
+
+
+@dataclass
+class Contents:
+    """What a store holds: the index, as far as it can be read, and what is wrong."""
+
+    graph: Graph
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Offline:
+    """A store that no server runs on. Raises StoreOwned if one does, StoreUnreachable, UnknownFormat."""
+
+    def __init__(self, path: str) -> None:
+        self.mount = Mount(path)
+        fmt = store_format.read(self.mount)
+        if fmt is None:
+            raise StoreUnreachable(f"{self.mount.root}: no pkgindex store (it has no FORMAT)")
+        self.format = fmt
+        self._lease = Lease(self.mount)
+        epoch = highest_epoch(self.mount)
+        if epoch and not self._lease.hold(epoch):
+            self._lease.close()
+            owner = owner_of(self.mount, epoch)
+            raise StoreOwned(f"{self.mount.root}: it is in use by {owner}; stop that server first")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let servers start again."""
+        self._lease.close()
+
+    def read(self, progress: Progress | None = None) -> Contents:
+        """Read the forward files and the journal over them. Raises OSError."""
+        contents = Contents(Graph(journalled=True))
+        graph, problems = contents.graph, contents.problems
+        found = load_files(self.mount, self.format, graph, READERS, progress)
+        try:
+            load_journal(self.mount, graph, self._proven(), empty=not len(graph) and not found)
+        except Gap as gap:
+            path, _, what = str(gap).partition(": ")
+            problems.append(Problem(os.path.relpath(path, self.mount.root), what))
+        covered = {file_name(package) for package in graph.dirty_packages()} if found else set()
+        problems += [p for p in found if os.path.basename(p.path) not in covered]
+        return contents
+
+    def _proven(self) -> dict[int, Position]:
+        """How far each journal was acknowledged, as the names of the proofs say."""
+        proven: dict[int, Position] = {}
+        for epoch in epochs(self.mount):
+            for name in self.mount.names("staging", epoch_name(epoch)):
+                match = PROOF.fullmatch(name)
+                if match:
+                    of = int(match[1], 16) if match[1] else epoch
+                    proven[of] = max(proven.get(of, (0, 0)), (int(match[2], 16), int(match[3], 16)))
+        return proven
