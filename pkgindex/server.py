@@ -212,7 +212,7 @@ class _Server:
             await asyncio.sleep(0.01)
         linger = min(deadline, time.monotonic() + LINGER_SECONDS)
         while connections and time.monotonic() < linger and self.failure is None:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # noqa: ASYNC110  # not worth an event on every connection lost
         for connection in tuple(connections):
             connection.abort()
         await asyncio.sleep(0)

@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -98,7 +99,7 @@ class Server:
         try:
             self.wait_for("serving")
         except BaseException:
-            self.kill()
+            self._dispose()
             raise
         return self
 
@@ -172,6 +173,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        self._dispose()
+
+    def _dispose(self) -> None:
         self.kill()
         if self._temporary_log:
             self.log_file.unlink(missing_ok=True)
@@ -198,6 +202,9 @@ class Server:
             self._reader.join(self.patience)
 
     def _last_lines(self) -> str:
+        if self._log_ended:  # so has the process, give or take a moment
+            with suppress(subprocess.TimeoutExpired):
+                self._running().wait(1)
         code = self._running().poll()
         state = "still running" if code is None else f"exit code {code}"
         return "\n".join([f" ({state}); its last lines:", *self.lines[-20:]])

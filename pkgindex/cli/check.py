@@ -44,15 +44,8 @@ def check(store: str, mend: bool, verbose: bool) -> int:
             click.echo(str(problem))
         if len(problems) > SHOWN and not verbose:
             click.echo(f"… and {len(problems) - SHOWN} more (--verbose lists them)")
-        wrong = len(problems)
-        click.echo(
-            f"{offline.mount.root}: {report.packages} packages, {report.files} files: "
-            + (
-                "nothing is wrong"
-                if not problems
-                else f"{wrong} {'file is' if wrong == 1 else 'files are'} wrong"
-            )
-        )
+        found = f"wrong files: {len(problems)}" if problems else "nothing is wrong"
+        click.echo(f"{offline.mount.root}: {report.packages} packages, {report.files} files: {found}")
         if not mend or not report.derived:
             return 1 if problems else 0
         if report.problems:
@@ -60,5 +53,5 @@ def check(store: str, mend: bool, verbose: bool) -> int:
                 f"{offline.mount.root}: not repaired: {report.problems[0]}; restore that from a backup first"
             )
         checking.repair(offline, report)
-        click.echo(f"{len(report.derived)} reverse files were written anew")
+        click.echo(f"written anew: {len(report.derived)} of them")
     return 0
