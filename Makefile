@@ -65,7 +65,7 @@ tools:
 	$(call need,$(PYTHON) -c '$(HAS_HEADER)',$(PYTHON) has no Python.h; on Debian: apt-get install $(PYTHON_NAME)-dev)
 
 $(VENV)/.made: | tools
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip 'setuptools>=77' 'Cython>=3.1'
 	@touch $@
 
