@@ -50,3 +50,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("decision")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what stood in for a thing that this machine lacks: a test's property `stand-in`."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind)]
+    said = {text for r in reports for name, text in r.user_properties if name == "stand-in"}
+    for text in sorted(said):
+        terminalreporter.write_line(f"stand-in: {text}")

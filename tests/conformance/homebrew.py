@@ -9,15 +9,19 @@ from pathlib import Path
 TABLE = Path(__file__).parents[3] / "shared" / "data" / "brew-dependencies.txt"
 
 
-def load_table() -> tuple[dict[str, list[str]], str]:
-    """Return each package with its dependencies, every one itself in the table; and its source."""
+def load_table() -> tuple[dict[str, list[str]], str | None]:
+    """Return each package with its dependencies, every one itself in the table.
+
+    The second is None for Homebrew's own table, else what stands in for it.
+    """
+    stand_in = None
     if TABLE.is_file():
-        table, source = _read(TABLE), "Homebrew's table"
+        table = _read(TABLE)
     else:
-        table, source = _made_up(), f"a made-up table, for there is no {TABLE.name}"
+        table, stand_in = _made_up(), f"a made-up table of packages: there is no {TABLE.name}"
     for missing in {needed for listed in table.values() for needed in listed} - table.keys():
         table[missing] = []
-    return table, source
+    return table, stand_in
 
 
 def _read(path: Path) -> dict[str, list[str]]:
@@ -32,8 +36,8 @@ def _read(path: Path) -> dict[str, list[str]]:
 def _made_up() -> dict[str, list[str]]:
     """Make a table of Homebrew's size and shape, always the same one, without cycles.
 
-    3,368 packages with 22,821 dependencies, half of them with none; a few dozen packages are
-    what most of the others depend on; chains are up to about 20 long.
+    3,368 packages with some 17,000 dependencies, half of them with none; the most popular one has
+    a thousand dependents; chains are up to 25 long.
     """
     dice = random.Random(3368)
     packages = [f"package-{number}@{number % 7}.{number % 10}" for number in range(3368)]

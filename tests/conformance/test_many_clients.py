@@ -16,7 +16,7 @@ from tests.servers import Wire
 
 #: Seconds within which a server that is busy with another client must still answer this one.
 #: Far more than it should need, for the machine may be busy with something else.
-SOON = 2.0
+SOON = 5.0
 
 
 def _together(wires: list[Wire], streams: list[bytes], counts: list[int]) -> list[list[bytes]]:
