@@ -1,0 +1,1 @@
+"""The compiled core by itself: no socket, no file."""
