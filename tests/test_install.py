@@ -22,6 +22,18 @@ VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
 #: No part of an sdist: what only this repository's own machinery reads.
 OF_THE_REPOSITORY = (".ci/", ".git")
 
+#: A folder without its __init__.py would be missing from an installation, and only from there.
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, pkgindex
+for module in pkgutil.walk_packages(pkgindex.__path__, "pkgindex."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] not in ("lz4", "msgspec", "zstandard"):  # the extra `load`
+            raise
+print(pkgindex.__file__)
+"""
+
 #: Made by the build itself.
 OF_THE_BUILD = {"PKG-INFO", "setup.cfg"}
 
@@ -138,13 +150,7 @@ def test_the_sdist_installs_and_works_in_an_empty_environment(version, sdist, tm
     run(bin_folder / "pip", "install", "--quiet", sdist, cwd=tmp_path)
     command = bin_folder / "pkgindex"
     assert run(command, "--version", cwd=tmp_path) == f"pkgindex {pkgindex.__version__}\n"
-    every_module = (
-        "import importlib, pkgutil, pkgindex\n"
-        "for module in pkgutil.walk_packages(pkgindex.__path__, 'pkgindex.'):\n"
-        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
-        "print(pkgindex.__file__)\n"
-    )
-    place = run(bin_folder / "python", "-c", every_module, cwd=tmp_path)
+    place = run(bin_folder / "python", "-c", IMPORT_EVERYTHING, cwd=tmp_path)
     assert place.startswith(str(tmp_path))
     assert_serves(command, tmp_path)
 
