@@ -1,0 +1,304 @@
+"""Memory: how much a package takes, that it comes back, and what happens when there is none."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from pkgindex._core import Graph, fail_allocation
+from tests.core.talk import chunk, commit, packages, pieces, tell, write_round
+from tests.reference import FAIL, OK, Model
+
+
+def index_lines(table: dict[bytes, list[bytes]]) -> Iterator[bytes]:
+    for name, needed in table.items():
+        yield b"INDEX|%b|%b\n" % (name, b",".join(needed))
+
+
+def debian_like(seed: int = 1) -> dict[bytes, list[bytes]]:
+    """Return as many packages, dependencies and bytes of names as Debian 12's main has."""
+    draw = random.Random(seed)
+    names = [
+        b"lib%b-%d" % (bytes(draw.choices(b"abcdefghijklmnopqrstuvwxyz", k=draw.randint(4, 20))), i)
+        for i in range(63_436)
+    ]
+    table: dict[bytes, list[bytes]] = {}
+    for i, name in enumerate(names):
+        # A few are needed by very many.
+        wanted = {names[int(i * draw.random() ** 4)] for _ in range(draw.randint(0, 10)) if i}
+        table[name] = list(wanted)
+    return table
+
+
+@pytest.mark.parametrize("journalled", [False, True])
+def test_a_package_of_a_distribution_takes_at_most_200_bytes(journalled: bool) -> None:
+    graph = Graph(journalled=journalled)
+    data = list(index_lines(debian_like()))
+    for at in range(0, len(data), 1000):
+        pieces(graph, b"".join(data[at : at + 1000]))
+        if journalled:
+            commit(graph)
+    if journalled:
+        write_round(graph, {})
+        for _ in range(2):
+            commit(graph)
+    stats = graph.stats()
+    assert len(graph) == len(data)
+    assert stats["dependencies"] > 270_000
+    assert stats["bytes"] / len(data) <= 200, stats["memory"]
+
+
+def test_stats_count_what_there_is() -> None:
+    graph = Graph()
+    tell(graph, b"INDEX|a|", b"INDEX|b|a", b"INDEX|b|c", b"QUERY|a|", b"QUERY|c|", b"x")
+    tell(graph, b"REMOVE|a|", b"REMOVE|b|")
+    stats = graph.stats()
+    assert (stats["packages"], stats["names"], stats["dependencies"], stats["changes"]) == (
+        1,
+        1,
+        0,
+        3,
+    )
+    assert stats["messages"] == {
+        "index_ok": 2,
+        "index_fail": 1,
+        "remove_ok": 1,
+        "remove_fail": 1,
+        "query_ok": 1,
+        "query_fail": 1,
+        "error": 1,
+    }
+    assert stats["bytes"] == sum(stats["memory"].values())
+
+
+# --- it comes back --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("journalled", [False, True])
+def test_what_is_freed_is_used_again(journalled: bool) -> None:
+    graph = Graph(journalled=journalled)
+    table = [[b"%d-%d" % (i, j) for j in range(i)] for i in (1, 7, 64, 65, 100, 1000)]
+    sizes = []
+    for _ in range(6):
+        for needed in table:
+            pieces(graph, b"".join(b"INDEX|%b|\n" % name for name in needed))
+            for i in range(5):
+                tell(graph, b"INDEX|top%d|%b" % (i, b",".join(needed)))
+            tell(graph, *[b"REMOVE|top%d|" % i for i in range(5)])
+            pieces(graph, b"".join(b"REMOVE|%b|\n" % name for name in needed))
+            if journalled:
+                commit(graph)
+                write_round(graph, {})
+        assert len(graph) == graph.stats()["names"] == 0
+        graph.verify()
+        sizes.append(graph.stats()["bytes"])
+    assert sizes[1] == sizes[-1]
+
+
+def test_failing_messages_leave_no_names_behind() -> None:
+    graph = Graph(journalled=True)
+    tell(graph, *[b"INDEX|a%d|b%d" % (i, i) for i in range(100)])
+    tell(graph, *[b"QUERY|c%d|x,y" % i for i in range(100)])
+    tell(graph, *[b"REMOVE|d%d|x,y" % i for i in range(100)])
+    assert graph.stats()["names"] == 0
+
+
+def test_removals_that_never_pause_take_no_more_and_more_memory() -> None:
+    """With a change in every commit there is no moment at which nothing is unsettled."""
+    graph = Graph(journalled=True)
+    tell(graph, b"INDEX|a|", b"REMOVE|a|")
+    sizes = []
+    for i in range(8000):
+        graph.seal()
+        tell(graph, *[b"INDEX|a|", b"REMOVE|a|"] * 10)
+        graph.settle(graph.ticket - 1)
+        if i % 2000 == 1999:
+            sizes.append(graph.stats()["memory"]["journal"])
+    assert sizes[0] == sizes[-1]
+
+
+# --- the hash table -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_names_are_found_while_the_table_grows_and_packages_go(seed: int) -> None:
+    """The table doubles at 768, 1,536, 3,072 … names and moves 16 slots an insertion."""
+    draw = random.Random(seed)
+    graph, there = Graph(), set[bytes]()
+    for i in range(0, 7000, 50):
+        fresh = [b"name-%d-%d" % (seed, j) for j in range(i, i + 50)]
+        leaving = draw.sample(sorted(there), min(len(there), draw.choice([0, 5, 40])))
+        lines = [b"INDEX|%b|" % name for name in fresh] + [b"REMOVE|%b|" % name for name in leaving]
+        draw.shuffle(lines)
+        assert set(tell(graph, *lines)) == {OK}
+        there = (there | set(fresh)) - set(leaving)
+        some = draw.sample(sorted(there), 20) + leaving + [b"name-%d-%d" % (seed, i + 50)]
+        expected = [OK if name in there else FAIL for name in some]
+        assert tell(graph, *[b"QUERY|%b|" % name for name in some]) == expected
+        assert len(graph) == graph.stats()["names"] == len(there)
+    assert {name.encode() for name in graph} == there
+    graph.verify()
+    assert set(tell(graph, *[b"REMOVE|%b|" % name for name in sorted(there)])) == {OK}
+    assert graph.stats()["names"] == 0
+
+
+def test_a_package_with_10000_dependencies_comes_changes_and_goes() -> None:
+    graph = Graph(journalled=True)
+    names = [b"dependency-%d" % i for i in range(10_000)]
+    pieces(graph, b"".join(b"INDEX|%b|\n" % name for name in names))
+    assert tell(graph, b"INDEX|top|" + b",".join(names)) == [OK]
+    assert graph.dependencies("top") == sorted(name.decode() for name in names)
+    assert tell(graph, b"INDEX|top|" + b",".join(names[::-2])) == [OK]
+    graph.verify()
+    assert tell(graph, b"REMOVE|dependency-1|", b"REMOVE|dependency-0|") == [FAIL, OK]
+    assert tell(graph, b"REMOVE|top|", b"REMOVE|dependency-1|") == [OK, OK]
+    graph.verify()
+
+
+def test_a_package_that_10000_need_is_freed_when_they_go() -> None:
+    graph = Graph(journalled=True)
+    tell(graph, b"INDEX|lib|")
+    pieces(graph, b"".join(b"INDEX|p%d|lib\n" % i for i in range(10_000)))
+    assert tell(graph, b"REMOVE|lib|") == [FAIL]
+    order = list(range(10_000))
+    random.Random(1).shuffle(order)
+    pieces(graph, b"".join(b"REMOVE|p%d|\n" % i for i in order))
+    assert tell(graph, b"REMOVE|lib|") == [OK]
+    commit(graph)
+    write_round(graph, {})
+    assert graph.stats()["names"] == 0
+
+
+def test_cycles_block_each_other_until_one_needs_nothing() -> None:
+    graph = Graph()
+    tell(graph, b"INDEX|a|", b"INDEX|b|a", b"INDEX|c|b", b"INDEX|a|c,a")
+    assert tell(graph, b"REMOVE|a|", b"REMOVE|b|", b"REMOVE|c|") == [FAIL] * 3
+    graph.verify()
+    assert tell(graph, b"INDEX|a|a", b"REMOVE|c|", b"REMOVE|b|", b"REMOVE|a|") == [OK] * 4
+    assert graph.stats()["names"] == graph.stats()["dependencies"] == 0
+
+
+def test_a_name_that_is_not_ascii_is_not_found() -> None:
+    graph = Graph()
+    tell(graph, b"INDEX|na?ve|")
+    assert "na?ve" in graph
+    assert "na\u00efve" not in graph
+    assert "" not in graph
+    assert "x" * 256 not in graph
+    assert graph.dependencies("na\u00efve") == []
+
+
+# --- when there is none ---------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _memory_again() -> Iterator[None]:
+    yield
+    fail_allocation(-1)
+
+
+def hungry_lines() -> list[bytes]:
+    """Messages that make every part grow."""
+    draw = random.Random(1)
+    names = [b"%d-" % i + b"n" * draw.randint(1, 250) for i in range(2500)]
+    lines = []
+    for i, name in enumerate(names):
+        needed = draw.sample(names[:i], min(i, draw.choice([0, 0, 3, 30])))
+        lines.append(b"INDEX|%b|%b" % (name, b",".join(needed)))
+        if i % 10 == 9:
+            lines.append(b"INDEX|%b|" % names[draw.randrange(i)])
+            lines.append(b"REMOVE|%b|" % names[draw.randrange(i)])
+    lines.append(b"INDEX|top|" + b",".join(names[:1000]))
+    lines.append(b"INDEX|top|" + b",".join(names[500:1000]))
+    return [line for line in lines if line.count(b",") < 900 or line.startswith(b"INDEX|top")]
+
+
+@pytest.mark.parametrize("journalled", [False, True])
+def test_a_change_for_which_there_is_no_memory_leaves_the_graph_as_it_was(journalled: bool) -> None:
+    """Whichever allocation fails; and with memory again the same change succeeds."""
+    lines = hungry_lines()
+    failures = 0
+    graph, model = Graph(journalled=journalled), Model()
+    for line in lines:
+        data = line + b"\n"
+        for n in range(100):
+            before = graph.changes, graph.redo_bytes, graph.stats()["names"]
+            fail_allocation(n)
+            try:
+                replies = pieces(graph, data)[0][1]
+            except MemoryError:
+                fail_allocation(-1)
+                failures += 1
+                assert (graph.changes, graph.redo_bytes, graph.stats()["names"]) == before
+                graph.verify()
+                assert packages(graph) == model.packages
+            else:
+                fail_allocation(-1)
+                break
+        assert replies == model.apply(line)
+    graph.verify()
+    assert packages(graph) == model.packages
+    assert failures > 8
+
+
+def test_an_empty_graph_needs_memory_too() -> None:
+    for n in range(2):
+        fail_allocation(n)
+        with pytest.raises(MemoryError):
+            Graph()
+
+
+def test_a_chunk_that_runs_out_of_memory_says_so_and_keeps_what_it_did() -> None:
+    graph = Graph()
+    fail_allocation(5)
+    with pytest.raises(MemoryError, match="no memory"):
+        graph.apply(chunk(b"".join(b"INDEX|p%d|\n" % i for i in range(100_000))))
+    fail_allocation(-1)
+    assert 0 < len(graph) < 100_000
+    graph.verify()
+
+
+@pytest.mark.parametrize("n", range(8))
+def test_a_replay_that_runs_out_of_memory_raises(n: int) -> None:
+    source = Graph(journalled=True)
+    tell(source, *hungry_lines())
+    redo = commit(source)
+    redo += b"".join(b"*%b\n" % name.encode() for name in source)
+    graph = Graph(journalled=True)
+    fail_allocation(n)
+    with pytest.raises(MemoryError, match="replay"):
+        graph.replay(redo)
+
+
+def test_an_owed_reverse_file_is_not_forgotten_for_lack_of_memory() -> None:
+    lines = b"".join(b"*%d\n" % i for i in range(50_000))
+    for n in range(100):
+        fail_allocation(-1)
+        graph = Graph(journalled=True)
+        fail_allocation(n)
+        try:
+            graph.replay(lines)
+        except MemoryError:
+            continue
+        fail_allocation(-1)
+        assert len(graph.dirty_reverses()) == 50_000
+        return
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_a_round_that_runs_out_of_memory_loses_no_file(n: int) -> None:
+    graph = Graph(journalled=True)
+    tell(graph, *[b"INDEX|%b%d|" % (b"n" * 200, i) for i in range(2000)])
+    graph.take_dirty()
+    seen = 0
+    fail_allocation(n)
+    try:
+        while (records := graph.render(1 << 20, 1000)) is not None:
+            seen += records.count(b"n" * 200)
+    except MemoryError:
+        fail_allocation(-1)
+        while (records := graph.render(1 << 20, 1000)) is not None:
+            seen += records.count(b"n" * 200)
+    assert seen == 2000
