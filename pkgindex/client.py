@@ -69,6 +69,7 @@ _READ_SIZE = 256 * 1024
 # The longest answer is "ERROR": more bytes without a newline are not an answer.
 _LONGEST_ANSWER = 5
 _UNASKED = "it answered more often than it was asked"
+_CLOSED = "the server closed it"
 
 _PROTOCOL_NAME = re.compile(r"[!-+\--{}~]{1,255}")
 _FRAMED_NAME = re.compile(r"[^|,\n]+")
@@ -176,6 +177,7 @@ class _Outgoing:
         self._chunk = memoryview(b"")  # bytes of what was taken that are still to be written
         self.taken: list[str] = []
         self.exhausted = False
+        self._take()
 
     @property
     def written(self) -> bool:
@@ -193,14 +195,17 @@ class _Outgoing:
     def write(self, sock: socket.socket) -> None:
         """Writes as much of one slice as the socket takes without waiting."""
         if not self._chunk and not self.exhausted:
-            upcoming = _checked(list(islice(self._source, _SLICE)))
-            self.exhausted = len(upcoming) < _SLICE
-            self.taken += upcoming
-            if upcoming:
-                self._chunk = memoryview(_encoded(upcoming))
+            self._take()
         if self._chunk:
             with contextlib.suppress(BlockingIOError):
                 self._chunk = self._chunk[sock.send(self._chunk) :]
+
+    def _take(self) -> None:
+        upcoming = _checked(list(islice(self._source, _SLICE)))
+        self.exhausted = len(upcoming) < _SLICE
+        self.taken += upcoming
+        if upcoming:
+            self._chunk = memoryview(_encoded(upcoming))
 
 
 class _AnswerReader:
@@ -348,8 +353,8 @@ class Client(_Commands):
         A message is a line without its newline, as `index_message`, `remove_message` and
         `query_message` make them. They are taken from an iterator as they are sent. `progress` is
         called with the number of answers so far. Raises ConnectionLost, whose `unsent` has only
-        what was taken; NotConnected; and ValueError for a message of more than one line, which
-        leaves the client disconnected, as any error does while answers are due.
+        what was taken; NotConnected; and ValueError for a message of more than one line. An error
+        that comes after the first were sent leaves the client disconnected.
         """
         return self._exchange(messages, progress)
 
@@ -368,6 +373,9 @@ class Client(_Commands):
         reader = _AnswerReader()
         answers: list[Answer] = []
         try:
+            # What comes before anything is asked is no answer, or the end: then nothing is sent.
+            with contextlib.suppress(BlockingIOError):
+                raise _ForeignAnswer(_UNASKED) if sock.recv(1) else ConnectionResetError(0, _CLOSED)
             while True:
                 outgoing.write(sock)
                 if outgoing.exhausted and len(answers) == len(outgoing.taken):
@@ -379,7 +387,7 @@ class Client(_Commands):
                 if events[0][1] & ~select.POLLOUT:
                     data = sock.recv(_READ_SIZE)
                     if not data:
-                        raise ConnectionResetError(0, "the server closed it")
+                        raise ConnectionResetError(0, _CLOSED)
                     answers += reader.feed(data)
                     if len(answers) > outgoing.sent:
                         del answers[outgoing.sent :]
@@ -561,7 +569,9 @@ class AsyncClient(_Commands):
                     due.answers += answers[:wanted]
                     del answers[:wanted]
                     self._drop_complete()
-            raise ConnectionResetError(0, "the server closed it")
+                if not self._due:
+                    parse.check_empty()
+            raise ConnectionResetError(0, _CLOSED)
         except OSError as error:
             if self._writer is writer:
                 self._disconnect(error)

@@ -118,10 +118,10 @@ def version_key(version: str) -> tuple[int, Key, Key]:
 
 def _part_key(part: str) -> Key:
     # Stretches without digits alternate with numbers. A stretch's end counts more than a tilde and
-    # less than all else, letters less than the other characters.
+    # less than all else, letters less than the other characters. A part that is not there is 0.
     return tuple(
         ((*map(_weight, other), 0), int(digits or 0))
-        for other, digits in re.findall(r"([^0-9]*)([0-9]*)", part)
+        for other, digits in re.findall(r"([^0-9]*)([0-9]*)", part or "0")
     )
 
 
