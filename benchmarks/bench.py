@@ -20,7 +20,7 @@ from typing import Any
 
 import machine
 import report
-from servers import SERVERS, BenchError, Server
+from servers import SERVERS, BenchError, InProcess, Server
 from tables import synthetic
 from workloads import WORKLOADS, Workload, run, run_durable
 
@@ -60,29 +60,56 @@ def chosen(options: argparse.Namespace) -> tuple[list[Workload], list[Server], d
     return workloads, [s for s in servers if s.name not in skipped], skipped
 
 
-def measure(workload: Workload, servers: list[Server], folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """All rounds of one workload: server → results of the rounds."""
-    taking_part = [server for server in servers if server.name in workload.peers]
-    results: dict[str, list[Any]] = {server.name: [] for server in taking_part}
-    try:
-        if not workload.durable:
+class Bench:
+    """Servers that stay loaded from one workload of queries to the next, and the folder of all runs.
+
+    Nothing in the folder is removed before the end: see run_durable()."""
+
+    def __init__(self, servers: list[Server], folder: Path, rounds: int, seconds: float) -> None:
+        self.servers = servers
+        self.folder = folder
+        self.rounds = rounds
+        self.seconds = seconds
+        self.loaded: dict[str, int] = {}  # server → the size of the table in it
+
+    def measure(self, workload: Workload) -> dict[str, list[Any]]:
+        """All rounds of one workload: server → results of the rounds."""
+        taking_part = [server for server in self.servers if server.name in workload.peers]
+        results: dict[str, list[Any]] = {server.name: [] for server in taking_part}
+        if workload.durable:
+            self.kill_all()
+        else:
             for server in taking_part:
-                server.start(folder / f"{workload.name}-{server.name}")
-                server.load(synthetic(workload.size))
-                server.settle()
-        for number in range(rounds):
+                self.have_loaded(server, workload.size)
+        for number in range(self.rounds):
             for server in taking_part:
                 if workload.durable:
-                    one = run_durable(workload, server, folder / f"{workload.name}-{server.name}", seconds)
+                    one = run_durable(workload, server, self.place(workload, number, server), self.seconds)
                 else:
-                    one = run(workload, server, seconds)
+                    one = run(workload, server, self.seconds)
                 results[server.name].append(one)
                 show(workload, number, server, one)
-    finally:
-        for server in taking_part:
+        return results
+
+    def place(self, workload: Workload, number: int, server: Server) -> Path:
+        """A durable run's folder: a new one, but that making a cluster of PostgreSQL takes longer than a run."""
+        kept = isinstance(server, InProcess)
+        return self.folder / (f"{workload.name}-{server.name}" + ("" if kept else f"-{number}"))
+
+    def have_loaded(self, server: Server, size: int) -> None:
+        """Have a server run with the table of this size in it, and nothing else to do."""
+        if self.loaded.get(server.name) == size:
+            return
+        server.kill()
+        server.start(self.folder / f"loaded-{size}-{server.name}")
+        server.load(synthetic(size))
+        server.settle()
+        self.loaded[server.name] = size
+
+    def kill_all(self) -> None:
+        for server in self.servers:
             server.kill()
-            shutil.rmtree(folder / f"{workload.name}-{server.name}", ignore_errors=True)
-    return results
+        self.loaded.clear()
 
 
 def show(workload: Workload, number: int, server: Server, one: dict[str, Any]) -> None:
@@ -128,15 +155,18 @@ def main() -> int:
     results: report.Results = {}
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=options.folder or machine.BUILD))
     folder.chmod(0o755)  # PostgreSQL runs as another user
+    bench = Bench(servers, folder, options.rounds, options.seconds)
     try:
-        for workload in workloads:
-            measured = measure(workload, servers, folder, options.rounds, options.seconds)
+        # All queries come first: they share loaded servers.
+        for workload in sorted(workloads, key=lambda w: (w.durable, w.size)):
+            measured = bench.measure(workload)
             if measured:
                 results[workload.name] = measured
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:
+        bench.kill_all()
         shutil.rmtree(folder, ignore_errors=True)
     shares = [one["strangers_cpu"] for w in results.values() for s in w.values() for one in s if "strangers_cpu" in one]
     document = {

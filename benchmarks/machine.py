@@ -97,8 +97,10 @@ def file_system(path: Path) -> str:
     path = path.resolve()
     best, kind = "", "unknown"
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, found, *_ = line.split()
+        device, where, found, *_ = line.split()
         inside = path == Path(where) or Path(where) in path.parents
         if inside and len(where) >= len(best):
             best, kind = where, found
+            if found == "ext4" and not any(Path("/proc/fs/jbd2").glob(f"{Path(device).name}-*")):
+                kind = "ext4 without a journal"
     return kind

@@ -58,7 +58,7 @@ def markdown(document: dict[str, Any], titles: dict[str, str]) -> str:
     facts, settings = document["machine"], document["settings"]
     lines = [
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB; {facts['system']}, Linux "
-        f"{facts['kernel']}, {facts['file_system']}; {', '.join(document['versions'].values())}.",
+        f"{facts['kernel']}, {facts['file_system']}; {', '.join(dict.fromkeys(document['versions'].values()))}.",
         f"Server on one core, generator on another; {settings['rounds']} interleaved rounds of "
         f"{settings['seconds']} s; medians, and the lowest and highest round.",
         "",
