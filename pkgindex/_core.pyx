@@ -19,7 +19,7 @@ always settled.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -47,6 +47,11 @@ include "_redo.pxi"
 
 cdef enum:
     GROUP = 16           # messages parsed ahead, so that their cache misses overlap
+    # A chunk ends early once its changes have touched so many edges (a millisecond or two: a short line
+    # may take away a long list), or the open commit holds so many bytes of redo lines (a mount that hangs
+    # must not fill the memory).
+    WORK_LIMIT = 20000
+    REDO_LIMIT = 32 << 20
     SEGMENTS = 8         # of a chunk's replies; tickets grow along it, so there are at most three
     OK = 0
     FAIL = 1
@@ -135,9 +140,13 @@ cdef class Graph:
     cdef Bytes redo           # the open commit's lines
     cdef Bytes sealed         # the lines of the commit that is under way
     cdef uint64_t lines       # redo lines in `redo`
+    cdef size_t work          # edges that the chunk's changes have touched
     cdef uint64_t counted[12]  # command * 3 + outcome
     cdef Bytes rounds         # handles that take_dirty() took
     cdef size_t rendered      # bytes of them that render() has given
+    cdef Bytes slice          # the record of the reverse file that is being copied
+    cdef uint32_t slicing     # whose it is; 0: none
+    cdef uint32_t entries     # that it has so far
     cdef readonly bint journalled
     cdef readonly bint asked       # an answer rests on the open commit
     cdef readonly uint64_t ticket  # of the open commit
@@ -160,12 +169,14 @@ cdef class Graph:
         bytes_release(&self.redo)
         bytes_release(&self.sealed)
         bytes_release(&self.rounds)
+        bytes_release(&self.slice)
 
     # --- the wire -------------------------------------------------------------------------------
 
     def apply(self, Batch batch not None):
         """Answer the messages of a batch.
 
+        May stop before the batch's end, for room or because this chunk has been given enough work.
         Returns bytes when all of them may be sent now; otherwise a list of (ticket, bytes, changes):
         each piece may be sent when its ticket is settled, and answers that many INDEX and REMOVE.
         """
@@ -182,6 +193,7 @@ cdef class Graph:
         cdef uint64_t rests
         cdef bint full = False
         self.replies.size = 0
+        self.work = 0
         segment.ticket = 0
         segment.changes = 0
         segment.end = 0
@@ -197,7 +209,8 @@ cdef class Graph:
                 elif m.command == MALFORMED:
                     outcome = ERROR
                 else:
-                    if batch.changes >= batch.room:
+                    if (batch.changes >= batch.room or self.work > WORK_LIMIT
+                            or self.redo.size > REDO_LIMIT):
                         full = True
                         break
                     outcome = self.index(m) if m.command == INDEX else self.remove(m)
@@ -284,6 +297,7 @@ cdef class Graph:
             if handle == 0:
                 return -1
         node = node_at(&g.names, handle)
+        self.work += n + node.ndeps
         if not bytes_reserve(&g.gone, node.ndeps * sizeof(uint32_t)):
             forget_if_unused(g, handle)
             return -1
@@ -351,6 +365,7 @@ cdef class Graph:
             return OK
         if node.nrev > (1 if node.flags & SELF else 0):
             return FAIL
+        self.work += node.ndeps
         if not bytes_reserve(&g.gone, node.ndeps * sizeof(uint32_t)):
             return -1
         lost = subtract(g, node, NULL, 0)
@@ -378,7 +393,7 @@ cdef class Graph:
         """Room for the redo line of this message and for `touched` dirty packages."""
         return (bytes_reserve(&self.redo, m.length + m.deps_length + 8
                               + self.g.gone.size // sizeof(uint32_t) * (MAX_NAME + 1))
-                and bytes_reserve(&self.g.dirty, touched * sizeof(uint32_t)))
+                and reserve_dirty(&self.g, touched))
 
     # --- commits --------------------------------------------------------------------------------
 
@@ -386,6 +401,11 @@ cdef class Graph:
     def redo_bytes(self):
         """Bytes of redo lines in the open commit."""
         return self.redo.size
+
+    @property
+    def full(self):
+        """Whether the open commit takes no more changes; a batch given now stops before the next one."""
+        return self.redo.size > REDO_LIMIT
 
     def seal(self):
         """Close the open commit: (ticket, redo lines as a memoryview, number of changes).
@@ -417,7 +437,7 @@ cdef class Graph:
     def take_dirty(self):
         """Begin a round: set aside the packages whose files lag behind. Returns how many they are."""
         cdef Bytes spare
-        if self.rendered != self.rounds.size:
+        if self.taken:
             raise RuntimeError("the round before is not rendered yet")
         spare = self.rounds
         self.rounds = self.g.dirty
@@ -426,30 +446,88 @@ cdef class Graph:
         self.rendered = 0
         return self.rounds.size // sizeof(uint32_t)
 
-    def render(self, size_t limit, size_t count):
-        """The contents of the round's next files, as records that the file writer reads; b"" at its end.
+    def render(self, size_t limit, uint32_t count):
+        """The contents of the round's next files, as records that the file writer reads; None at its end.
 
-        At most `count` packages, and no more once `limit` bytes are full. Format: see _redo.pxi."""
+        At most `count` packages and entries of large files, and no more once `limit` bytes are full;
+        b"" when a large file needs another slice. Format: see _redo.pxi."""
         cdef Bytes out
-        memset(&out, 0, sizeof(Bytes))
         cdef uint32_t handle
-        cdef size_t stop = self.rendered + count * sizeof(uint32_t)
+        cdef size_t first = self.rendered
+        if not self.taken:
+            return None
+        memset(&out, 0, sizeof(Bytes))
         try:
-            while self.rendered < self.rounds.size and self.rendered < stop and out.size < limit:
-                handle = (<uint32_t *>(self.rounds.data + self.rendered))[0]
-                if not put_records(&self.g, &out, handle):
-                    raise MemoryError("no memory to render package files")
-                self.rendered += sizeof(uint32_t)
-                node_at(&self.g.names, handle).flags &= ~(FORWARD_DIRTY | REVERSE_DIRTY)
-                forget_if_unused(&self.g, handle)
-            return PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""
+            if self.slicing:
+                self.render_slice(&out, count)
+            else:
+                while (count and out.size < limit and self.rendered < self.rounds.size
+                        and not self.slicing):
+                    self.render_next(&out, handles(&self.rounds)[self.rendered // sizeof(uint32_t)])
+                    self.rendered += sizeof(uint32_t)
+                    count -= 1
+            records = PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""
+        except MemoryError:
+            self.rendered = first
+            if self.slicing and first < self.rounds.size:
+                self.drop_slice()
+            raise
         finally:
             bytes_release(&out)
+        while first < self.rendered:
+            handle = handles(&self.rounds)[first // sizeof(uint32_t)]
+            node_at(&self.g.names, handle).flags &= ~(FORWARD_DIRTY | REVERSE_DIRTY)
+            forget_if_unused(&self.g, handle)
+            first += sizeof(uint32_t)
+        return records
+
+    cdef int render_next(self, Bytes *out, uint32_t handle) except -1:
+        """One package: its forward file, and its reverse file or the beginning of that."""
+        cdef Node *node = node_at(&self.g.names, handle)
+        cdef Bytes *to = &self.slice if node.nrev >= LARGE else out
+        cdef size_t start = to.size
+        cdef uint32_t entries = 0
+        if node.flags & FORWARD_DIRTY and not put_forward(&self.g, out, handle):
+            raise MemoryError("no memory to render package files")
+        if node.flags & REVERSE_DIRTY:
+            start = to.size
+            if not begin_record(to, node, 1, node.nrev != 0):
+                raise MemoryError("no memory to render package files")
+            self.g.cursor = node.rev
+            if node.nrev >= LARGE:
+                self.slicing = handle
+                self.entries = 0
+                node.flags |= RENDERING
+            else:
+                if not put_dependents(&self.g, to, &entries, LARGE):
+                    raise MemoryError("no memory to render package files")
+                end_record(to, start, entries)
+        return 0
+
+    cdef int render_slice(self, Bytes *out, uint32_t count) except -1:
+        """Go on with a large reverse file; out of memory, the same slice may be asked for again."""
+        cdef uint32_t handle = self.slicing
+        if not put_dependents(&self.g, &self.slice, &self.entries, count):
+            raise MemoryError("no memory to render package files")
+        if self.g.cursor == 0:
+            if not bytes_reserve(out, self.slice.size + sizeof(uint32_t)):
+                raise MemoryError("no memory to render package files")
+            end_record(&self.slice, 0, self.entries)
+            bytes_put(out, self.slice.data, self.slice.size)
+            self.drop_slice()
+            forget_if_unused(&self.g, handle)
+        return 0
+
+    cdef void drop_slice(self) noexcept:
+        node_at(&self.g.names, self.slicing).flags &= ~RENDERING
+        self.slicing = 0
+        self.g.cursor = 0
+        bytes_trim(&self.slice, FIRST_MAPPING)
 
     @property
     def taken(self):
         """Packages of the round that render() has not given yet."""
-        return (self.rounds.size - self.rendered) // sizeof(uint32_t)
+        return (self.rounds.size - self.rendered) // sizeof(uint32_t) + (1 if self.slicing else 0)
 
     def dirty_packages(self):
         """The names of the packages whose forward files lag behind, a round's not counted."""
@@ -457,7 +535,7 @@ cdef class Graph:
 
     def dirty_reverses(self):
         """The names of the packages whose reverse files lag behind, a round's not counted."""
-        return self.dirty_names(REVERSE_DIRTY)
+        return self.dirty_names(REVERSE_DIRTY) + [name for name, _ in self.owed_reverses()]
 
     cdef list dirty_names(self, uint8_t what):
         cdef size_t i
@@ -466,8 +544,42 @@ cdef class Graph:
 
     @property
     def dirty(self):
-        """Packages whose files lag behind, those of an unfinished round not counted."""
+        """Packages whose files lag behind, those of an unfinished round and owed ones not counted."""
         return self.g.dirty.size // sizeof(uint32_t)
+
+    @property
+    def owed(self):
+        """Packages whose large reverse files are owed."""
+        return self.g.owed.size // sizeof(uint32_t)
+
+    def owed_reverses(self):
+        """[(package, number of dependents)] of the reverse files that are owed."""
+        return [(self.name_of(handles(&self.g.owed)[i]), node_at(&self.g.names, handles(&self.g.owed)[i]).nrev)
+                for i in range(self.g.owed.size // sizeof(uint32_t))]
+
+    def owed_lines(self):
+        """The owed reverse files as redo lines, for the head of a segment."""
+        return "".join([f"*{name}\n" for name, _ in self.owed_reverses()]).encode("ascii")
+
+    def write_owed(self, names):
+        """Let the next round write these of the reverse files that are owed."""
+        cdef uint32_t handle
+        cdef size_t i, kept = 0
+        due = set(names)
+        if not bytes_reserve(&self.g.dirty, self.g.owed.size):
+            raise MemoryError("no memory for another round")
+        for i in range(self.g.owed.size // sizeof(uint32_t)):
+            handle = handles(&self.g.owed)[i]
+            if self.name_of(handle) in due:
+                node = node_at(&self.g.names, handle)
+                node.flags &= ~REVERSE_OWED
+                if not node.flags & (FORWARD_DIRTY | REVERSE_DIRTY):
+                    bytes_put(&self.g.dirty, &handle, sizeof(uint32_t))
+                node.flags |= REVERSE_DIRTY
+            else:
+                handles(&self.g.owed)[kept] = handle
+                kept += 1
+        self.g.owed.size = kept * sizeof(uint32_t)
 
     # --- recovery -------------------------------------------------------------------------------
 
@@ -504,15 +616,18 @@ cdef class Graph:
 
     cdef bint redo_line(self, Redo *r, bint track) noexcept nogil:
         cdef Dependencies *g = &self.g
-        cdef uint32_t handle = self.intern(r.name, r.length), n = 0, lost, block = 0, other
+        cdef uint32_t handle = self.intern(r.name, r.length), n = 0, lost, block = 0, other, i
         cdef const unsigned char *p
         cdef const unsigned char *item
         cdef Node *node
         if handle == 0:
             return False
         if r.kind == c'*':
-            if track and bytes_reserve(&g.dirty, sizeof(uint32_t)):
+            if track:
+                if not reserve_dirty(g, 1):
+                    return False
                 mark_dirty(g, handle, REVERSE_DIRTY)
+            forget_if_unused(g, handle)
             return True
         g.wanted.size = 0
         if not bytes_reserve(&g.wanted, (r.deps_length // 2 + 1) * sizeof(uint32_t)):
@@ -532,12 +647,12 @@ cdef class Graph:
         if not bytes_reserve(&g.gone, node.ndeps * sizeof(uint32_t)):
             return False
         lost = subtract(g, node, handles(&g.wanted), n)
+        if not reserve_dirty(g, n + lost + 1):
+            return False
         if n:
             block = arena_alloc(&g.edges, n)
             if block == 0:
                 return False
-        if not bytes_reserve(&g.dirty, (n + lost + 1) * sizeof(uint32_t)):
-            return False
         replace_edges(g, handle, handles(&g.wanted), n, block, track)
         node = node_at(&g.names, handle)
         if r.kind == c'+':
@@ -548,20 +663,26 @@ cdef class Graph:
             node.flags &= ~INDEXED
             g.packages -= 1
         if track:
+            # Whatever the files look like now: a round that was cut short may have written some of
+            # those that this change touches and not the others (rule C7).
             mark_dirty(g, handle, FORWARD_DIRTY)
-            # The files may know less than this line: what it took away is named by it alone.
+            for i in range(n):
+                mark_dirty(g, edge_at(g, block + i).target, REVERSE_DIRTY)
             p = r.gone
             while p < r.gone + r.gone_length:
                 item = p
                 while in_name[p[0]]:
                     p += 1
                 other = self.intern(item, <uint32_t>(p - item))
-                if other == 0 or not bytes_reserve(&g.dirty, sizeof(uint32_t)):
+                if other == 0 or not reserve_dirty(g, 1):
                     return False
                 mark_dirty(g, other, REVERSE_DIRTY)
                 p += 1
         else:
-            forget_if_unused(g, handle)
+            for i in range(lost):
+                forget_if_unused(g, handles(&g.gone)[i])
+            if not (lost and has_handle(&g.gone, handle)):
+                forget_if_unused(g, handle)
         return True
 
     def effect(self):
@@ -570,12 +691,15 @@ cdef class Graph:
         Raises RuntimeError while a round is being rendered: its packages are not in the list."""
         cdef Bytes out
         cdef size_t i
-        if self.rendered != self.rounds.size:
+        if self.taken:
             raise RuntimeError("a round is being rendered")
         memset(&out, 0, sizeof(Bytes))
         try:
             for i in range(self.g.dirty.size // sizeof(uint32_t)):
                 if not put_effect(&self.g, &out, handles(&self.g.dirty)[i]):
+                    raise MemoryError("no memory for the journal's head")
+            for i in range(self.g.owed.size // sizeof(uint32_t)):
+                if not put_owed(&self.g, &out, handles(&self.g.owed)[i]):
                     raise MemoryError("no memory for the journal's head")
             return PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""
         finally:
@@ -626,10 +750,12 @@ cdef class Graph:
                 if self.g.names.now.slots[i].node != 0]
 
     cdef uint32_t handle_of(self, str name) except? 0:
-        cdef bytes raw = name.encode("ascii", "replace")
-        cdef const unsigned char *p = raw
-        if not 1 <= len(raw) <= MAX_NAME:
+        cdef bytes raw
+        cdef const unsigned char *p
+        if not name.isascii() or not 1 <= len(name) <= MAX_NAME:
             return 0
+        raw = name.encode("ascii")
+        p = raw
         return names_find(&self.g.names, hash_name(self.g.names.secret, p, <uint32_t>len(raw)), p, <uint32_t>len(raw))
 
     def __len__(self):

@@ -20,6 +20,8 @@ ctypedef struct Dependencies:
     Bytes wanted         # scratch: the handles that an INDEX names
     Bytes gone           # scratch: handles that a change takes away
     Bytes dirty          # handles of nodes whose files lag behind
+    Bytes owed           # handles of nodes whose large reverse files do
+    uint32_t cursor      # the next edge of a reverse list that is being copied
     Bytes buried         # (ticket, handle) of removed nodes, oldest first
     size_t unburied      # bytes of `buried` already dealt with
 
@@ -48,6 +50,8 @@ cdef inline void link_edge(Dependencies *g, uint32_t handle, uint32_t source, ui
 cdef inline void unlink_edge(Dependencies *g, uint32_t handle) noexcept nogil:
     cdef Edge *edge = edge_at(g, handle)
     cdef Node *node = node_at(&g.names, edge.target)
+    if handle == g.cursor:
+        g.cursor = edge.next
     if edge.next:
         edge_at(g, edge.next).prev = edge.prev
     if edge.prev:
@@ -84,9 +88,24 @@ cdef uint32_t sort_unique(uint32_t *v, uint32_t n) noexcept nogil:
     return j
 
 
+cdef enum:
+    LARGE = 4096         # dependents from which on a reverse file is owed rather than written each round
+
+
+cdef inline bint reserve_dirty(Dependencies *g, size_t nodes) noexcept nogil:
+    """Room to mark so many nodes."""
+    return (bytes_reserve(&g.dirty, nodes * sizeof(uint32_t))
+            and bytes_reserve(&g.owed, nodes * sizeof(uint32_t)))
+
+
 cdef inline void mark_dirty(Dependencies *g, uint32_t handle, uint8_t what) noexcept nogil:
-    """Room in `dirty` has been reserved."""
+    """Room has been reserved."""
     cdef Node *node = node_at(&g.names, handle)
+    if what == REVERSE_DIRTY and node.nrev >= LARGE and not node.flags & REVERSE_DIRTY:
+        if not node.flags & REVERSE_OWED:
+            bytes_put(&g.owed, &handle, sizeof(uint32_t))
+            node.flags |= REVERSE_OWED
+        return
     if not node.flags & (FORWARD_DIRTY | REVERSE_DIRTY):
         bytes_put(&g.dirty, &handle, sizeof(uint32_t))
     node.flags |= what
@@ -109,6 +128,14 @@ cdef uint32_t subtract(Dependencies *g, Node *node, const uint32_t *wanted, uint
     return <uint32_t>(g.gone.size // sizeof(uint32_t))
 
 
+cdef bint has_handle(Bytes *b, uint32_t handle) noexcept nogil:
+    cdef size_t i
+    for i in range(b.size // sizeof(uint32_t)):
+        if handles(b)[i] == handle:
+            return True
+    return False
+
+
 cdef bint has_target(Dependencies *g, Node *node, uint32_t target) noexcept nogil:
     cdef uint32_t low = 0, high = node.ndeps, middle
     while low < high:
@@ -125,12 +152,14 @@ cdef void replace_edges(Dependencies *g, uint32_t handle, const uint32_t *wanted
     """Make `wanted` (sorted) the dependencies of `handle`, in `block` (allocated for n, or 0).
 
     With `track`, mark the reverse files of what comes and goes; `gone` holds what goes, and room
-    in `dirty` has been reserved for all of it."""
+    to mark all of it has been reserved."""
     cdef Node *node = node_at(&g.names, handle)
     cdef uint32_t i
     if track:
         for i in range(n):
-            if not has_target(g, node, wanted[i]):
+            # A kept one too while its reverse file is being copied: its edge moves before the cursor.
+            if (not has_target(g, node, wanted[i])
+                    or node_at(&g.names, wanted[i]).flags & RENDERING):
                 mark_dirty(g, wanted[i], REVERSE_DIRTY)
         for i in range(<uint32_t>(g.gone.size // sizeof(uint32_t))):
             mark_dirty(g, handles(&g.gone)[i], REVERSE_DIRTY)
@@ -150,7 +179,7 @@ cdef void replace_edges(Dependencies *g, uint32_t handle, const uint32_t *wanted
 
 
 cdef inline bint still_needed(Node *node) noexcept nogil:
-    return node.flags & (INDEXED | FORWARD_DIRTY | REVERSE_DIRTY | BURIED) or node.nrev or node.ndeps
+    return node.flags & ~SELF or node.nrev or node.ndeps
 
 
 cdef void forget_if_unused(Dependencies *g, uint32_t handle) noexcept nogil:
@@ -187,6 +216,10 @@ cdef void exhume(Dependencies *g, uint64_t settled) noexcept nogil:
     if g.unburied == g.buried.size:
         bytes_trim(&g.buried, FIRST_MAPPING)
         g.unburied = 0
+    elif 2 * g.unburied >= g.buried.size:
+        memmove(g.buried.data, g.buried.data + g.unburied, g.buried.size - g.unburied)
+        g.buried.size -= g.unburied
+        g.unburied = 0
 
 
 cdef void graph_release(Dependencies *g) noexcept nogil:
@@ -195,4 +228,5 @@ cdef void graph_release(Dependencies *g) noexcept nogil:
     bytes_release(&g.wanted)
     bytes_release(&g.gone)
     bytes_release(&g.dirty)
+    bytes_release(&g.owed)
     bytes_release(&g.buried)

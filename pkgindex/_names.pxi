@@ -13,6 +13,8 @@ cdef enum:
     REVERSE_DIRTY = 4    # its reverse file lags behind
     SELF = 8             # it depends on itself
     BURIED = 16          # removed, kept until the removal is durable
+    REVERSE_OWED = 32    # its reverse file lags behind, and is so large that it is written rarely
+    RENDERING = 64       # its reverse file is being copied, a slice at a time
 
     FIRST_SLOTS = 1024
     MIGRATE = 16         # old slots moved at each insertion: done long before the new table fills

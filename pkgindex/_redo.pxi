@@ -5,10 +5,12 @@
 #     -wget|gettext,libidn2                 wget is removed; what it depended on until then
 #     *zlib                                 zlib's reverse file is owed (in a segment's head only)
 #
+# Large reverse files are owed: written rarely (N2), and named until then in the head of each segment.
+#
 # A record of render(), numbers in the machine's byte order:
 #
 #     u32 size of the record | u8 kind (0 forward, 1 reverse) | u8 exists | u8 name length | u8 0 |
-#     u32 number of entries | name | entries, each u8 length and the name
+#     u32 number of entries | name | entries, each u8 length and the name | zeros to a multiple of 4
 #
 # Redo lines are absolute: replaying one twice, or over a newer file, gives the same (rule W4).
 
@@ -132,41 +134,80 @@ cdef bint put_effect(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogi
                 put_names(g, out, &edge_at(g, node.deps + i).target, 1)
             bytes_put_char(out, c'|')
         bytes_put_char(out, c'\n')
-    if node.flags & REVERSE_DIRTY:
-        bytes_put_char(out, c'*')
-        bytes_put(out, node.name, node.len)
-        bytes_put_char(out, c'\n')
+    return not node.flags & REVERSE_DIRTY or put_owed(g, out, handle)
+
+
+cdef bint put_owed(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogil:
+    cdef Node *node = node_at(&g.names, handle)
+    if not bytes_reserve(out, MAX_NAME + 2):
+        return False
+    bytes_put_char(out, c'*')
+    bytes_put(out, node.name, node.len)
+    bytes_put_char(out, c'\n')
     return True
 
 
-cdef bint put_record(Dependencies *g, Bytes *out, Node *node, uint8_t kind) noexcept nogil:
+cdef inline bint put_entry(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogil:
+    cdef Node *node = node_at(&g.names, handle)
+    if not bytes_reserve(out, MAX_NAME + 4):
+        return False
+    bytes_put_char(out, <char>node.len)
+    bytes_put(out, node.name, node.len)
+    return True
+
+
+cdef bint begin_record(Bytes *out, Node *node, uint8_t kind, bint exists) noexcept nogil:
     cdef Record record
-    cdef size_t start = out.size
-    cdef uint32_t i, edge
-    cdef Node *other
+    if not bytes_reserve(out, sizeof(Record) + MAX_NAME + 4):
+        return False
+    record.size = 0
     record.kind = kind
+    record.exists = exists
     record.length = node.len
     record.zero = 0
-    record.entries = node.nrev if kind else node.ndeps
-    record.exists = node.nrev != 0 if kind else (node.flags & INDEXED) != 0
-    if not bytes_reserve(out, sizeof(Record) + MAX_NAME + <size_t>record.entries * (MAX_NAME + 1)):
-        return False
-    out.size += sizeof(Record)
+    record.entries = 0
+    bytes_put(out, &record, sizeof(Record))
     bytes_put(out, node.name, node.len)
-    edge = node.rev if kind else node.deps
-    for i in range(record.entries):
-        other = node_at(&g.names, edge_at(g, edge).source if kind else edge_at(g, edge).target)
-        bytes_put_char(out, <char>other.len)
-        bytes_put(out, other.name, other.len)
-        edge = edge_at(g, edge).next if kind else edge + 1
-    record.size = <uint32_t>(out.size - start)
-    memcpy(out.data + start, &record, sizeof(Record))
     return True
 
 
-cdef bint put_records(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogil:
-    """The records of a dirty package's files; False without memory."""
+cdef void end_record(Bytes *out, size_t start, uint32_t entries) noexcept nogil:
+    """There is room for three more bytes: each entry, and the name, reserve more than they take."""
+    cdef Record *record
+    while out.size & 3:
+        bytes_put_char(out, 0)
+    record = <Record *>(out.data + start)
+    record.size = <uint32_t>(out.size - start)
+    record.entries = entries
+    if record.kind:
+        record.exists = entries != 0     # no dependents, no file (N2)
+
+
+cdef bint put_forward(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogil:
+    """The record of a package's forward file; False without memory."""
     cdef Node *node = node_at(&g.names, handle)
-    if node.flags & FORWARD_DIRTY and not put_record(g, out, node, 0):
+    cdef size_t start = out.size
+    cdef uint32_t i
+    if not begin_record(out, node, 0, node.flags & INDEXED):
         return False
-    return not node.flags & REVERSE_DIRTY or put_record(g, out, node, 1)
+    for i in range(node.ndeps):
+        if not put_entry(g, out, edge_at(g, node.deps + i).target):
+            return False
+    end_record(out, start, node.ndeps)
+    return True
+
+
+cdef bint put_dependents(Dependencies *g, Bytes *out, uint32_t *entries, uint32_t limit) noexcept nogil:
+    """Append up to `limit` dependents from the cursor on; False without memory.
+
+    The list may change between two slices: an edge that goes takes the cursor along, one that comes
+    stands before it. Either has marked the package again, so a later round writes what this one missed."""
+    cdef uint32_t edge
+    while g.cursor and limit:
+        edge = g.cursor
+        if not put_entry(g, out, edge_at(g, edge).source):
+            return False
+        g.cursor = edge_at(g, edge).next
+        entries[0] += 1
+        limit -= 1
+    return True

@@ -35,7 +35,7 @@ from pkgindex.config import Settings
 from pkgindex.errors import PkgindexError, StoreFailed
 from pkgindex.index import Answers, Index, Piece
 
-__all__ = ["Connection", "Hub"]
+__all__ = ["SWEEP_SECONDS", "Connection", "Hub"]
 
 # What one read takes at most: about 3,000 messages, well under a millisecond of the loop's time.
 CHUNK = 64 * 1024
@@ -43,6 +43,8 @@ CHUNK = 64 * 1024
 # An unfinished line up to this length is copied into the shared buffer at each read; a longer one is
 # received where it is, so that it is copied a few times in all however small its pieces are.
 SHORT = 4 * 1024
+
+SWEEP_SECONDS = 1.0  # how coarse the clock of the time-outs is; they are late by up to as much
 
 # Bytes of replies that may wait for durability behind a change, before reading stops.
 HELD = 256 * 1024
@@ -92,8 +94,11 @@ class Hub:
                 waiting.pop(connection, None)
 
     def sweep(self, line_timeout: float, idle_timeout: float) -> None:
-        """Close what has left a line unfinished, or sent nothing, for too long (seconds; 0: never)."""
-        self.now = now = self.loop.time()
+        """Close what has left a line unfinished, or sent nothing, for too long (seconds; 0: never).
+
+        Called every SWEEP_SECONDS. Times are as of a sweep, so they may be that much too early."""
+        self.now = self.loop.time()
+        now = self.now - SWEEP_SECONDS
         if line_timeout:
             for connection in [c for c in self.unfinished if c.is_late(now - line_timeout)]:
                 self.late += 1
@@ -231,8 +236,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The client sends no more: answer what it sent, then close."""
-        if self._state is not State.DRAINING:
-            self._state = State.ENDED
+        self._state = State.ENDED
         self._hub.unfinished.pop(self, None)
         self._finish()
         return True
@@ -278,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._transport.write(replies)
             else:
                 self._waiting.append(piece)
-                self._held += len(replies)
+                self._held += len(replies) if type(replies) is bytes else 0
                 self._unanswered += changes
         if self._waiting:
             self._hub.waiting[self] = None
@@ -290,7 +294,7 @@ class Connection(asyncio.BufferedProtocol):
         partial = end - start - lines
         if partial and (cut or self not in hub.unfinished) and self._state is not State.ENDED:
             hub.unfinished[self] = hub.now
-        elif not partial:
+        elif not partial and self._state is not State.SKIPPING:
             hub.unfinished.pop(self, None)
         if partial > hub.max_line:
             # The rest of this line will be dropped as it comes. Its answer may have to wait its turn.
@@ -312,6 +316,10 @@ class Connection(asyncio.BufferedProtocol):
         self._lines = lines
         if lines:
             hub.waiting[self] = None
+            if not (self._yielding or hub.index.congested or self._unanswered >= hub.window):
+                # The Index had enough of this chunk: go on in the next turn of the loop.
+                self._yielding = True
+                hub.loop.call_soon(self._go_on)
 
     def release(self, settled: int) -> bool:
         """Send the replies whose ticket is settled; whether anything still waits."""
@@ -320,12 +328,10 @@ class Connection(asyncio.BufferedProtocol):
         while waiting and waiting[0][0] <= settled:
             _, replies, changes = waiting.popleft()
             ready.append(replies)
-            self._held -= len(replies)
+            self._held -= len(replies) if type(replies) is bytes else 0
             self._unanswered -= changes
         if ready and self._transport is not None:
             self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
-        if not waiting:
-            self._held = 0
         if self._lines or self._paused or self._state is not State.LINES:
             self._steer()
         return bool(waiting) or self._lines > 0
@@ -357,6 +363,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+                if self in self._hub.unfinished:
+                    self._hub.unfinished[self] = self._hub.now  # it could not go on before
 
     def _take_up(self) -> None:
         """Process the complete lines that had to wait."""

@@ -25,14 +25,13 @@ from pkgindex import log
 from pkgindex.config import Settings, parse_address
 from pkgindex.errors import ListenError, PkgindexError
 from pkgindex.index import Index, Progress, open_index
-from pkgindex.protocol import Connection, Hub
+from pkgindex.protocol import SWEEP_SECONDS, Connection, Hub
 
 __all__ = ["run"]
 
 DEFAULT_LISTEN = (("127.0.0.1", 8080), ("::1", 8080))
 BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
 SPARE_DESCRIPTORS = 1024  # beside the clients': 512 folders, listeners, logs, files under way
-SWEEP_SECONDS = 1.0
 
 # Other threads' Python code waits at most about this long for a busy event loop. The default of 5 ms
 # would make each step of a round or of a rotation wait that long.
@@ -105,6 +104,7 @@ class _Server:
             deadline = time.monotonic() + self.settings.stop_timeout
             await self._drain(time.monotonic() + self.settings.stop_timeout * CLIENTS_SHARE)
             self._log_counters()
+        if self.failure is None:
             try:
                 facts = await self.index.stop(max(0.1, deadline - time.monotonic()))
             except PkgindexError as error:
@@ -211,8 +211,8 @@ class _Server:
                 break
             await asyncio.sleep(0.01)
         linger = min(deadline, time.monotonic() + LINGER_SECONDS)
-        while connections and time.monotonic() < linger and self.failure is None:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110  # not worth an event on every connection lost
+        while connections and time.monotonic() < linger and self.failure is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         for connection in tuple(connections):
             connection.abort()
         await asyncio.sleep(0)
@@ -252,6 +252,7 @@ def _bind(text: str, host: str, port: int) -> list[socket.socket]:
                     found = socket.socket(family, kind, proto)
                     bound.append(found)
                     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    _keep_alive(found)
                     if family == socket.AF_INET6:
                         found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     # A free port is one port, whatever the number of addresses.
@@ -272,6 +273,17 @@ def _bind(text: str, host: str, port: int) -> list[socket.socket]:
         }.get(error.errno or 0, "name another address with --listen")
         raise ListenError(f"{text}: cannot listen: {error.strerror}: {remedy}") from error
     return bound
+
+
+def _keep_alive(listener: socket.socket) -> None:
+    """Let connections whose other end has vanished be found out, so that they hold no place for ever."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 300),
+        (socket.TCP_KEEPINTVL, 30),
+        (socket.TCP_KEEPCNT, 4),
+    ):
+        listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _is_lacking(error: OSError) -> bool:

@@ -45,7 +45,9 @@ def check(store: str, mend: bool, verbose: bool) -> int:
         if len(problems) > SHOWN and not verbose:
             click.echo(f"… and {len(problems) - SHOWN} more (--verbose lists them)")
         found = f"wrong files: {len(problems)}" if problems else "nothing is wrong"
-        click.echo(f"{offline.mount.root}: {report.packages} packages, {report.files} files: {found}")
+        click.echo(
+            f"{offline.mount.root}: {report.packages} packages, {report.files} files: {found}"
+        )
         if not mend or not report.derived:
             return 1 if problems else 0
         if report.problems:

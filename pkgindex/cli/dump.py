@@ -24,7 +24,7 @@ Exit codes:
 \b
 Examples:
   pkgindex dump > index.jsonl
-  pkgindex dump /srv/pkgindex | pkgindex load - --format jsonlines --server other:8080""",
+  pkgindex dump /srv/pkgindex | pkgindex load --server other:8080 -""",
 )
 @STORE
 def dump(store: str) -> int:

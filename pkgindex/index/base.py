@@ -38,7 +38,9 @@ Progress = Callable[[int, int], None]
 class Index(ABC):
     """A consistent index of packages, which answers batches in the order they come.
 
-    Called from one event loop only. Tickets grow; each is settled after all lower ones.
+    Called from one event loop only. Tickets grow; each is settled after all lower ones. An Index may
+    read a batch in part (leaving `start` below `stop`): it is given the rest in a later turn of the loop,
+    or once it is no longer congested.
     """
 
     settled: int = 0  # the highest ticket whose replies may be sent
@@ -60,8 +62,8 @@ class Index(ABC):
         settled: Callable[[], None],
         failed: Callable[[PkgindexError], None],
     ) -> None:
-        """Begin to serve on `loop`: call `settled` whenever that attribute has grown or `congested` has
-        ended, and `failed`, once, when the storage can go on no longer."""
+        """Begin to serve on `loop`: call `settled` (never from within apply()) whenever that attribute has
+        grown or `congested` has ended, and `failed` when the storage can go on no longer."""
 
     @abstractmethod
     def apply(self, batch: Batch) -> Answers:

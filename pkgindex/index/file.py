@@ -25,7 +25,7 @@ from pkgindex.errors import (
 )
 from pkgindex.index.base import Answers, Index, Progress
 from pkgindex.store import format as store_format
-from pkgindex.store.claim import GONE, Claim, Withdrawn, claim, highest_epoch, owner_of
+from pkgindex.store.claim import GONE, Claim, Withdrawn, claim, epochs, highest_epoch, owner_of
 from pkgindex.store.journal import Journal
 from pkgindex.store.lease import Lease
 from pkgindex.store.mount import Mount
@@ -33,10 +33,6 @@ from pkgindex.store.packages import WriteBehind
 from pkgindex.store.recovery import Recovered, recover
 
 __all__ = ["FileIndex", "path_of"]
-
-# Redo lines of the open commit past which no more changes are taken: a mount that hangs must not fill
-# the memory, however many clients there are.
-OPEN_COMMIT_LIMIT = 32 << 20
 
 # How long past the deadline the files that are being written when it comes may take.
 GRACE_SECONDS = 2.0
@@ -74,7 +70,7 @@ class FileIndex(Index):
         self._claim = mine
         self._mount = mount
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._journal = Journal(mount, mine, self._event)
+        self._journal = Journal(mount, mine, self._graph.owed_lines, self._event)
         self._journal.open(recovered.effect, recovered.next_change)
         self._behind = WriteBehind(
             mount, mine.staging, shards, self._graph, self._journal, self._round_failed
@@ -107,7 +103,9 @@ class FileIndex(Index):
                 recovered = recover(mount, fmt, mine, progress)
                 return cls(mount, fmt.shards, mine, lease, recovered, settings.journal_limit)
             except Withdrawn as reason:
-                raise _owned(mount, f"another server claims it: {reason}") from None
+                raise _owned(
+                    mount, highest_epoch(mount), f"{reason}; now it is in use by"
+                ) from None
             except BaseException:
                 lease.close()
                 raise
@@ -141,7 +139,7 @@ class FileIndex(Index):
             # Not at once: what the other connections have sent in this turn of the loop belongs to it.
             self._scheduled = True
             self._loop.call_soon(self._commit)
-        if not self.congested and self._graph.redo_bytes > OPEN_COMMIT_LIMIT:
+        if not self.congested and self._graph.full:
             self.congested = True
         return answers
 
@@ -178,7 +176,7 @@ class FileIndex(Index):
         over = self._journal.size > self._journal_limit
         if over:
             self._behind.hurry()
-        self.congested = over or self._graph.redo_bytes > OPEN_COMMIT_LIMIT
+        self.congested = over or self._graph.full
         self._tell_settled()
         if over and self._loop:
             self._loop.call_later(0.05, self._uncongest)
@@ -266,21 +264,21 @@ def _claim(mount: Mount, lease: Lease, *, takeover: bool) -> Claim:
     """Claim the store unless its writer lives. Raises StoreOwned, StoreUnreachable, OSError."""
     reason = Withdrawn("")
     for attempt in range(CLAIMS):
-        last = highest_epoch(mount)
-        if last and not takeover:
-            if not lease.hold(last):
-                raise _owned(mount, "it is in use by")
-            lease.release(last)
+        if not takeover:
+            # Of every epoch: a claimant that died before its fence leaves a higher one than the writer's.
+            for epoch in epochs(mount):
+                if lease.holds(epoch):
+                    raise _owned(mount, epoch, "it is in use by")
         try:
-            return claim(mount, None if takeover else lease)
+            return claim(mount, lease)
         except Withdrawn as withdrawn:
             reason = withdrawn
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
-    raise _owned(mount, f"another server claims it: {reason};")
+    raise _owned(mount, highest_epoch(mount), f"another server claims it: {reason};")
 
 
-def _owned(mount: Mount, why: str) -> StoreOwned:
-    owner = owner_of(mount, highest_epoch(mount))
+def _owned(mount: Mount, epoch: int, why: str) -> StoreOwned:
+    owner = owner_of(mount, epoch)
     return StoreOwned(
         f"{mount.root}: {why} {owner}; stop that server, or depose it with --takeover"
     )

@@ -182,6 +182,9 @@ cdef class Committer:
         cdef char header[BATCH_HEADER + 1]
         cdef uint32_t checksum = self.checksum
         if self.view.len:
+            self.failed_call = "batch too large"
+            if self.view.len > <Py_ssize_t>0xFFFFFFFF:
+                return 27    # EFBIG
             snprintf(header, sizeof(header), "batch %08x %08x %016lx ", <unsigned int>self.view.len,
                      <unsigned int>self.lines, <unsigned long>self.first_change)
             checksum = crc32c_update(checksum, <const unsigned char *>header, BATCH_COVERED)

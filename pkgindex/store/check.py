@@ -155,7 +155,7 @@ def repair(store: Offline, report: Report) -> None:
             raise StoreOwned(f"{mount.root}: a server has claimed it meanwhile: {reason}") from None
         graph = recovered.graph
         graph.replay("".join(_owed_lines(report)).encode())
-        journal = Journal(mount, mine)
+        journal = Journal(mount, mine, graph.owed_lines)
         journal.open(graph.effect(), recovered.next_change)
         try:
             write_all_files(mount, mine.staging, fmt.shards, graph, journal)

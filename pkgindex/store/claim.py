@@ -25,17 +25,31 @@ import os
 import re
 import secrets
 import socket
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pkgindex.errors import StoreUnreachable
 from pkgindex.store.lease import Lease
 from pkgindex.store.mount import FOLDER_MODE, Mount, Staging, epoch_name
 
-__all__ = ["GONE", "Claim", "Owner", "Withdrawn", "claim", "highest_epoch", "owner_of", "prove"]
+__all__ = [
+    "GONE",
+    "Claim",
+    "Owner",
+    "Withdrawn",
+    "claim",
+    "epochs",
+    "highest_epoch",
+    "owner_of",
+    "prove",
+]
 
 EPOCH = re.compile(r"[0-9a-f]{8}")
 SEGMENT = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})")
 PROOF = re.compile(r"(?:from-([0-9a-f]{8})-)?proof-([0-9a-f]{8})-([0-9a-f]{12})-[0-9a-f]+")
+PATIENCE_SECONDS = 30.0  # for an older writer's directory to become empty
 GONE = (errno.ENOENT, errno.ESTALE)  # how a directory that was taken away shows itself
 FIRST_PROOF = "proof-00000000-000000000000-0"
 
@@ -98,11 +112,12 @@ def owner_of(mount: Mount, epoch: int) -> Owner:
         return Owner(epoch)
 
 
-def claim(mount: Mount, lease: Lease | None) -> Claim:
+def claim(mount: Mount, lease: Lease) -> Claim:
     """Claim the next epoch and depose every older writer. Raises Withdrawn, or OSError from the mount.
 
-    `lease` is None on a mount without locks. The caller then reads the store (recovery.py) and may
-    serve only after its own journal's head is published and proven."""
+    The lock is taken if it is to be had: on a mount without any, the fence alone keeps the store safe.
+    The caller then reads the store (recovery.py) and may serve only after its own journal's head is
+    published and proven."""
     epoch = highest_epoch(mount) + 1
     name = epoch_name(epoch)
     path = mount.path("staging", name)
@@ -116,14 +131,14 @@ def claim(mount: Mount, lease: Lease | None) -> Claim:
     staging = Staging(mount, epoch, fd)
     try:
         _own(mount, staging)
-        if lease is not None and not lease.hold(epoch):
-            raise Withdrawn(f"the lock of epoch {epoch} is held")
+        with suppress(StoreUnreachable):
+            lease.hold(epoch)
         os.close(staging.create(FIRST_PROOF, b""))
         mine = Claim(staging)
         _fence(mount, mine)
     except (OSError, Withdrawn) as error:
         staging.close()
-        if lease is not None:
+        with suppress(OSError):
             lease.release(epoch)
         if isinstance(error, OSError) and error.errno in GONE and not os.path.exists(path):
             raise Withdrawn(f"epoch {epoch} was fenced while it claimed") from None
@@ -177,9 +192,12 @@ def _fence(mount: Mount, mine: Claim) -> None:
 def _empty(mount: Mount, mine: Claim, epoch: int) -> None:
     """Take everything out of an older staging directory and remove it, until it is gone."""
     name = epoch_name(epoch)
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            for old in mount.names("staging", name):
+            for old in os.listdir(
+                mount.path("staging", name)
+            ):  # .nfs files too: they hold up rmdir
                 _take(mine, epoch, name, old)
             os.rmdir(mount.path("staging", name))
         except FileNotFoundError:
@@ -187,11 +205,11 @@ def _empty(mount: Mount, mine: Claim, epoch: int) -> None:
             if name not in mount.names("staging"):
                 return
         except OSError as error:
-            if error.errno not in (
-                errno.EEXIST,
-                errno.ENOTEMPTY,
-            ):  # its writer, or a claimant, was busy
+            # Its writer was busy, or another claimant; or a client holds a removed file open (EBUSY).
+            busy = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY)
+            if not busy or time.monotonic() > deadline:
                 raise
+            time.sleep(0.001)
         else:
             return
 

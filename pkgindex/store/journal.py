@@ -27,6 +27,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pkgindex._core import crc32c
@@ -113,12 +114,19 @@ class Journal:
     """This writer's journal, open for commits."""
 
     def __init__(
-        self, mount: Mount, claim: Claim, event: int = -1, segment_limit: int = SEGMENT_LIMIT
+        self,
+        mount: Mount,
+        claim: Claim,
+        owed: Callable[[], bytes],
+        event: int = -1,
+        segment_limit: int = SEGMENT_LIMIT,
     ) -> None:
-        """`event`: an eventfd that is rung when a commit is done; needed for submit()."""
+        """`owed` gives the redo lines that every later head is to carry; `event` is an eventfd that is
+        rung when a commit is done, needed for submit()."""
         self._mount = mount
         self._claim = claim
         self._staging = claim.staging
+        self._owed = owed
         self._committer = Committer(self._staging.fd, event, segment_limit)
         self._fd = -1
         self._sizes: dict[int, int] = {}  # of the closed segments that are still there
@@ -195,7 +203,7 @@ class Journal:
         committer = self._committer
         previous = (committer.offset, committer.checksum)
         old = committer.segment
-        self._begin(Head(self._claim.epoch, old + 1, committer.next_change, previous))
+        self._begin(Head(self._claim.epoch, old + 1, committer.next_change, previous, self._owed()))
         committer.prove()
         with self._turned:
             self._sizes[old] = previous[0]
@@ -264,7 +272,7 @@ def replay_lines(
     data: bytes, offset: int, checksum: int, next_change: int
 ) -> tuple[list[bytes], int, int, int]:
     """All whole batches of a segment's bytes behind its head: (redo lines, end, checksum, next change)."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         lines, end, checksum, next_change = read_batches(
             data, offset, checksum, next_change, 1 << 24

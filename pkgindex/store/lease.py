@@ -36,6 +36,13 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def holds(self, epoch: int) -> bool:
+        """Whether a living process holds the byte of `epoch`. Raises StoreUnreachable, as hold()."""
+        if not self.hold(epoch):
+            return True
+        self.release(epoch)
+        return False
+
     def hold(self, epoch: int) -> bool:
         """Take the byte of `epoch`; False if a living process holds it.
 

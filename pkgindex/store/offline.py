@@ -14,7 +14,7 @@ from pkgindex._core import Graph
 from pkgindex.errors import StoreOwned, StoreUnreachable
 from pkgindex.store import format as store_format
 from pkgindex.store._disk import file_name
-from pkgindex.store.claim import PROOF, Position, epochs, highest_epoch, owner_of
+from pkgindex.store.claim import PROOF, Position, epochs, owner_of
 from pkgindex.store.lease import Lease
 from pkgindex.store.mount import Mount, epoch_name
 from pkgindex.store.recovery import Gap, Problem, Progress, load_files, load_journal
@@ -42,11 +42,13 @@ class Offline:
             raise StoreUnreachable(f"{self.mount.root}: no pkgindex store (it has no FORMAT)")
         self.format = fmt
         self._lease = Lease(self.mount)
-        epoch = highest_epoch(self.mount)
-        if epoch and not self._lease.hold(epoch):
-            self._lease.close()
-            owner = owner_of(self.mount, epoch)
-            raise StoreOwned(f"{self.mount.root}: it is in use by {owner}; stop that server first")
+        for epoch in epochs(self.mount):
+            if not self._lease.hold(epoch):
+                self._lease.close()
+                owner = owner_of(self.mount, epoch)
+                raise StoreOwned(
+                    f"{self.mount.root}: it is in use by {owner}; stop that server first"
+                )
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ there latency is the limit.
 Errors: the first OSError is final (rule W7); `failed` is told, once, from this thread.
 """
 
+import errno
 import math
 import threading
 import time
@@ -37,6 +38,11 @@ FILES_AT_ONCE = 8192
 
 # Copied out of the graph under the GIL in one go: a quarter of a millisecond, so no client notices.
 PIECE_BYTES, PIECE_PACKAGES = 32 * 1024, 128
+
+# A large reverse file is written at most once in as many seconds as this goes into its entries: one of a
+# million dependents is 20 MB, and every change of any of them would write it anew in each round (N2).
+LARGE_ENTRIES_A_SECOND = 10_000
+LONGEST_WAIT_SECONDS = 3600.0
 
 WRITERS = {True: 1, False: 8}  # by "is local"
 
@@ -68,6 +74,7 @@ class WriteBehind:
         self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
         self.rounds = 0
         self.files = 0
+        self._written: dict[str, float] = {}  # when each large reverse file was written last
         self.last_error: OSError | None = None
 
     def start(self) -> None:
@@ -108,7 +115,7 @@ class WriteBehind:
     @property
     def behind(self) -> int:
         """Packages whose files lag behind the journal."""
-        return self._begun + self._graph.dirty
+        return self._begun + self._graph.dirty + self._graph.owed
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -118,14 +125,21 @@ class WriteBehind:
             while True:
                 with self._wake:
                     self._wake.wait_for(lambda: self._hurry or self._stop_by, INTERVAL_SECONDS)
-                    stopping, self._hurry = self._stop_by is not None, False
-                if self._graph.dirty and not self._round():
+                    stopping = self._stop_by is not None
+                    hurried, self._hurry = self._hurry, False
+                self._release_owed()
+                if (self._graph.dirty or hurried) and not self._round():
                     return
-                if stopping and (not self._graph.dirty or self._late()):
+                if stopping and (self._late() or not self._graph.dirty + self._graph.owed):
                     return
         except OSError as error:
-            self.last_error = error
-            self._failed(error)
+            self._end(error)
+        except MemoryError as error:
+            self._end(OSError(errno.ENOMEM, f"out of memory: {error}"))
+
+    def _end(self, error: OSError) -> None:
+        self.last_error = error
+        self._failed(error)
 
     def _late(self) -> bool:
         return self._stop_by is not None and time.monotonic() >= self._stop_by
@@ -141,9 +155,13 @@ class WriteBehind:
                 if self._late():
                     return False
                 records = self._graph.render(PIECE_BYTES, PIECE_PACKAGES)
-                if not records:
+                if records is None:
                     break
-                rests_on = self._graph.ticket - (0 if self._graph.redo_bytes else 1)
+                if not records:
+                    continue  # a large reverse file, of which this was a slice
+                # In this order: a seal() between the two makes it wait for too much, never too little.
+                open_bytes = self._graph.redo_bytes
+                rests_on = self._graph.ticket - (0 if open_bytes else 1)
                 folders = self._folders[len(pieces) % len(self._folders)]
                 pieces.append(Files(records, self._staging.fd, folders, not self._local))
                 count += pieces[-1].count
@@ -157,6 +175,23 @@ class WriteBehind:
         self._journal.drop_before(segment)
         self.rounds += 1
         return True
+
+    def _release_owed(self) -> None:
+        """Let the next round write the large reverse files whose time has come (N2).
+
+        The others are named in the head of each segment that begins meanwhile."""
+        now = time.monotonic()
+        due = {}
+        for package, dependents in self._graph.owed_reverses():
+            wait = dependents / LARGE_ENTRIES_A_SECOND
+            if self._stop_by is not None or now - self._written.get(package, -math.inf) >= wait:
+                due[package] = now
+        self._graph.write_owed(due)
+        # What was written longer ago than any file need wait is due anyway.
+        self._written = {
+            p: at for p, at in self._written.items() if now - at < LONGEST_WAIT_SECONDS
+        }
+        self._written |= due
 
     def _durable(self, ticket: int) -> bool:
         """Wait until `ticket` is settled; False if the time to stop came first."""

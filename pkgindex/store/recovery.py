@@ -237,6 +237,11 @@ def _highest_chain(mount: Mount) -> list[tuple[int, int]]:
         chain = [(e, n) for e, n in listed if e == epoch]
         whole = [one for one in chain if _has_head(mount, segment_name(*one))]
         if whole:
+            if whole[0] != chain[0]:
+                # A head is durable before its segment has a name: this is never half a start (W6).
+                raise Gap(
+                    f"{mount.path('journal', segment_name(*chain[0]))}: damaged: no whole head"
+                )
             for (_, number), (_, following) in pairwise(whole):
                 if following != number + 1:
                     missing = segment_name(epoch, number + 1)
