@@ -1,0 +1,1 @@
+"""The seam: what any Index must do, and Indexes that tests steer by hand."""
