@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +99,7 @@ def load(
     began = time.monotonic()
     # Before the inputs are read: a wrong address should not take that long to show.
     with Client(server, timeout=timeout) as client, bar() as progress:
-        show_read, size, done = progress("reading"), _size(files), 0
+        show_read, size, done = _unhurried(progress("reading")), _size(files), 0
 
         def on_read(count: int) -> None:
             nonlocal done
@@ -107,7 +108,7 @@ def load(
 
         packages = formats.read(files, format_name, on_read)
         read = time.monotonic()
-        show_sent = progress("loading")
+        show_sent = _unhurried(progress("loading"))
         report = loader.load(
             packages,
             client,
@@ -117,6 +118,20 @@ def load(
     seconds = {"reading": read - began, "loading": time.monotonic() - read}
     (_print_json if as_json else _print_tables)(report, seconds, verbose)
     return 1 if report.failed else 0
+
+
+def _unhurried(show: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """The same, but at most ten times a second: drawing takes time, too."""
+    shown = 0.0
+
+    def show_sometimes(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= 0.1:
+            shown = now
+            show(done, total)
+
+    return show_sometimes
 
 
 def _size(files: tuple[str, ...]) -> int:
