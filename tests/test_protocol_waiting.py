@@ -179,6 +179,34 @@ def test_an_overlong_line_behind_lines_that_wait_is_answered_in_its_turn(cut: in
         assert inside.do(lambda: inside.hub.overlong) == 1
 
 
+def test_a_chunk_that_an_index_takes_in_parts_is_answered_in_whole() -> None:
+    """What is much work is done over several turns of the loop, and others come in between."""
+
+    class Hesitant(HandIndex):
+        calls = 0
+
+        def apply(self, batch: Batch) -> Answers:
+            self.calls += 1
+            stop = batch.stop
+            batch.stop = batch.buffer.index(b"\n", batch.start) + 1
+            answers = super().apply(batch)
+            batch.stop = stop
+            return answers
+
+    index = Hesitant()
+    with Inside(index) as inside, Wire(inside.address) as wire, Wire(inside.address) as other:
+        wire.send(b"QUERY|a|\n" * 500 + b"INDEX|a|\nQUERY|a|\nLIZARD\n")
+        other.send(b"QUERY|a|\n")
+        assert wire.receive(500) == [FAIL] * 500
+        assert other.receive() == [FAIL]
+        inside.wait_until(lambda: index.calls == 504)
+        inside.settle()
+        assert wire.receive(3) == [OK, OK, ERROR]
+        wire.send(b"LIZARD\n" * 50)
+        wire.half_close()
+        assert wire.receive_until_closed() == ERROR * 50
+
+
 # --- a congested index ----------------------------------------------------------------------------
 
 

@@ -94,7 +94,11 @@ def decode(records: bytes) -> list[tuple[str, bytes, frozenset[bytes] | None]]:
         for _ in range(count):
             entries.append(records[at + 1 : at + 1 + records[at]])
             at += 1 + records[at]
-        assert at == end, "the record's size is not what it holds"
+        padding = records[at:end]
+        assert len(padding) < 4, "the record's size is not what it holds"
+        assert end % 4 == 0
+        assert not any(padding), "the record is padded with something"
+        at = end
         assert len(set(entries)) == count, "an entry comes twice"
         found.append((("forward", "reverse")[kind], name, frozenset(entries) if exists else None))
     return found

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pkgindex._core import Graph, fail_allocation
-from tests.core.talk import chunk, commit, packages, pieces, tell, write_round
+from pkgindex._core import Batch, Graph, fail_allocation
+from tests.core.talk import ROOMY, chunk, commit, packages, pieces, tell, write_round
 from tests.reference import FAIL, OK, Model
 
 
@@ -71,6 +71,32 @@ def test_stats_count_what_there_is() -> None:
         "error": 1,
     }
     assert stats["bytes"] == sum(stats["memory"].values())
+
+
+def test_a_small_chunk_cannot_make_the_core_do_much_at_once() -> None:
+    """A REMOVE of 13 bytes takes thousands of dependencies away, and names each in the journal."""
+    graph = Graph(journalled=True)
+    names = [b"%04d" % i + b"x" * 251 for i in range(4000)]
+    tell(graph, *[b"INDEX|%b|" % name for name in names])
+    for i in range(200):
+        tell(graph, b"INDEX|top%d|%b" % (i, b",".join(names)))
+        commit(graph)
+    data = bytearray(b"".join(b"REMOVE|top%d|\n" % i for i in range(200)))
+    batch = Batch()
+    start = calls = 0
+    while start < len(data):
+        batch.load(data, start, len(data), ROOMY)
+        graph.apply(batch)
+        calls += 1
+        # Some thousands of dependencies a call; and no more once the commit is full.
+        assert start < batch.start < start + 200 or graph.full
+        assert graph.redo_bytes < 34 << 20
+        if graph.full:
+            commit(graph)
+        start = batch.start
+    assert calls > 20
+    assert len(graph) == 4000
+    graph.verify()
 
 
 # --- it comes back --------------------------------------------------------------------------------

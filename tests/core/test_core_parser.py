@@ -79,7 +79,7 @@ def test_replies_are_the_same_however_the_stream_is_cut_into_batches(lines, rand
     model, graph = Model(), Graph()
     data = b"".join(line + b"\n" for line in lines)
     ends = [match.end() for match in re.finditer(b"\n", data)]
-    cuts = sorted(random.sample(ends, random.randint(0, len(ends) - 1))) + [len(data)]
+    cuts = [*sorted(random.sample(ends, random.randint(0, len(ends) - 1))), len(data)]
     replies = b""
     start = 0
     # As in a connection's buffer: what stands before and behind is no part of the batch.
