@@ -30,6 +30,7 @@ from pkgindex.protocol import SWEEP_SECONDS, Connection, Hub
 __all__ = ["run"]
 
 DEFAULT_LISTEN = (("127.0.0.1", 8080), ("::1", 8080))
+EVERY_ADDRESS = ("0.0.0.0", "::")
 BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
 SPARE_DESCRIPTORS = 1024  # beside the clients': 512 folders, listeners, logs, files under way
 
@@ -55,42 +56,47 @@ def run(settings: Settings, bar: Bar) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     for number in (signal.SIGUSR1, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    # Before the store is claimed: one that cannot listen must not depose one that does.
+    listeners = _bind_all(settings)
     began = time.monotonic()
-    with bar() as progress:
-        index = open_index(settings, progress("reading the index"))
+    try:
+        with bar() as progress:
+            index = open_index(settings, progress("reading the index"))
+    except BaseException:
+        _close(listeners)
+        raise
     recovery = time.monotonic() - began
     # What was made so far lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    return uvloop.run(_Server(settings, index, recovery).serve())
+    return uvloop.run(_Server(settings, index, listeners, recovery).serve())
 
 
 class _Server:
-    def __init__(self, settings: Settings, index: Index, recovery: float) -> None:
+    def __init__(
+        self, settings: Settings, index: Index, bound: list[socket.socket], recovery: float
+    ) -> None:
         self.settings = settings
         self.index = index
+        self.bound = bound
         self.recovery = recovery
         self.stopping = asyncio.Event()
         self.failure: PkgindexError | None = None
         self.listeners: list[asyncio.Server] = []
-        self.unix: list[tuple[str, int]] = []  # (path, inode) of our sockets
 
     async def serve(self) -> int:
         loop = asyncio.get_running_loop()
         self.hub = hub = Hub(loop, self.index, self.settings)
         hub.failed = self._fail
         self.index.start(loop, hub.settled, self._fail)
-        try:
-            await self._listen(loop)
-        except BaseException:
-            await self.index.stop(self.settings.stop_timeout)
-            raise
+        for found in self.bound:
+            self.listeners.append(await self._listen(loop, found))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
         logger.info(
             "serving",
-            listen=[name for listener in self.listeners for name in _names(listener)],
+            listen=[_name(found) for found in self.bound],
             store=self.settings.store,
             packages=len(self.index),
             recovery_seconds=round(self.recovery, 3),
@@ -116,56 +122,17 @@ class _Server:
         logger.info("stopped", **facts)
         return 0
 
-    # --- listening --------------------------------------------------------------------------------
+    # --- while it runs ----------------------------------------------------------------------------
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        for text in self.settings.listen:
-            address = parse_address(text)
-            if isinstance(address, tuple):
-                for found in _bind(text, *address):
-                    await self._accept_on(loop, found)
-            else:
-                await self._accept_on(loop, self._bind_unix(str(address)))
-        if not self.settings.listen:
-            for host, port in DEFAULT_LISTEN:
-                try:
-                    (found,) = _bind(f"{host}:{port}", host, port)
-                except ListenError as error:
-                    if not _lacks_family(error):
-                        raise
-                    logger.warning(
-                        "address skipped", address=host, reason="this machine has no such address"
-                    )
-                    continue
-                await self._accept_on(loop, found)
-        if not self.listeners:
-            raise ListenError("no address to listen on; name one with --listen")
-
-    async def _accept_on(self, loop: asyncio.AbstractEventLoop, found: socket.socket) -> None:
+    async def _listen(
+        self, loop: asyncio.AbstractEventLoop, found: socket.socket
+    ) -> asyncio.Server:
         def connection() -> Connection:
             return Connection(self.hub)
 
         if found.family == socket.AF_UNIX:
-            listener = await loop.create_unix_server(connection, sock=found, backlog=BACKLOG)
-        else:
-            listener = await loop.create_server(connection, sock=found, backlog=BACKLOG)
-        self.listeners.append(listener)
-
-    def _bind_unix(self, path: str) -> socket.socket:
-        found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with suppress(FileNotFoundError):
-                if stat.S_ISSOCK(os.lstat(path).st_mode) and not _is_listening(path):
-                    os.unlink(path)
-            found.bind(path)
-            os.chmod(path, 0o660)
-            self.unix.append((path, os.lstat(path).st_ino))
-        except OSError as error:
-            found.close()
-            raise ListenError(f"unix:{path}: cannot listen: {error.strerror}") from error
-        return found
-
-    # --- while it runs ----------------------------------------------------------------------------
+            return await loop.create_unix_server(connection, sock=found, backlog=BACKLOG)
+        return await loop.create_server(connection, sock=found, backlog=BACKLOG)
 
     async def _sweep(self) -> None:
         while True:
@@ -199,10 +166,7 @@ class _Server:
         """Answer everything that was received; then let the clients go."""
         for listener in self.listeners:
             listener.close()
-        for path, inode in self.unix:
-            with suppress(OSError):
-                if os.lstat(path).st_ino == inode:
-                    os.unlink(path)
+        _close(self.bound)
         connections = self.hub.connections
         for connection in tuple(connections):
             connection.drain()
@@ -236,43 +200,106 @@ def _raise_descriptor_limit(clients: int) -> None:
         )
 
 
+def _bind_all(settings: Settings) -> list[socket.socket]:
+    """Sockets on every address to listen on. Raises ListenError."""
+    bound: list[socket.socket] = []
+    try:
+        for text in settings.listen:
+            address = parse_address(text)
+            if isinstance(address, tuple):
+                bound += _bind(text, *address)
+            else:
+                bound.append(_bind_unix(str(address)))
+        if not settings.listen:
+            for host, port in DEFAULT_LISTEN:
+                try:
+                    bound += _bind(f"{host}:{port}", host, port)
+                except ListenError as error:
+                    if not _lacks_family(error):
+                        raise
+                    logger.warning("address skipped", address=host, reason="not of this machine")
+        if not bound:
+            raise ListenError("no address to listen on; name one with --listen")
+    except ListenError:
+        _close(bound)
+        raise
+    return bound
+
+
 def _bind(text: str, host: str, port: int) -> list[socket.socket]:
     """Sockets on every address that `host` means; the empty host is every address of the machine.
 
     Raises ListenError with the OSError as its cause."""
     bound: list[socket.socket] = []
     try:
-        hosts = [host] if host else ["0.0.0.0", "::"]
-        for one in hosts:
+        for one in [host] if host else EVERY_ADDRESS:
             try:
                 infos = socket.getaddrinfo(
                     one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
                 )
                 for family, kind, proto, _, address in infos:
-                    found = socket.socket(family, kind, proto)
-                    bound.append(found)
-                    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    _keep_alive(found)
-                    if family == socket.AF_INET6:
-                        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     # A free port is one port, whatever the number of addresses.
-                    chosen = port or (bound[0].getsockname()[1] if len(bound) > 1 else 0)
-                    found.bind((address[0], chosen, *address[2:]))
-                    found.listen(BACKLOG)
+                    chosen = bound[0].getsockname()[1] if bound and not port else port
+                    bound.append(_bind_one(family, kind, proto, (address[0], chosen, *address[2:])))
             except OSError as error:
                 if host or not _is_lacking(error):
                     raise
-                if bound and bound[-1].getsockname()[1] == 0:
-                    bound.pop().close()
+        if not bound:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     except OSError as error:
-        for found in bound:
-            found.close()
+        _close(bound)
         remedy = {
             errno.EADDRINUSE: "another server has it; stop that one or name another port",
             errno.EACCES: "not permitted; ports below 1024 need CAP_NET_BIND_SERVICE",
         }.get(error.errno or 0, "name another address with --listen")
         raise ListenError(f"{text}: cannot listen: {error.strerror}: {remedy}") from error
     return bound
+
+
+def _bind_one(family: int, kind: int, proto: int, address: tuple[str | int, ...]) -> socket.socket:
+    found = socket.socket(family, kind, proto)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _keep_alive(found)
+        if family == socket.AF_INET6:
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+class _UnixSocket(socket.socket):
+    """A Unix socket that knows its name in the file system, to take it away again."""
+
+    path = ""
+    inode = 0
+
+
+def _bind_unix(path: str) -> socket.socket:
+    found = _UnixSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode) and not _is_listening(path):
+                os.unlink(path)
+        found.bind(path)
+        os.chmod(path, 0o660)
+        found.path, found.inode = path, os.lstat(path).st_ino
+    except OSError as error:
+        found.close()
+        raise ListenError(f"unix:{path}: cannot listen: {error.strerror}") from error
+    return found
+
+
+def _close(bound: list[socket.socket]) -> None:
+    """Close sockets; a Unix socket's name goes too, unless another server has taken it over."""
+    for found in bound:
+        if isinstance(found, _UnixSocket):
+            with suppress(OSError):
+                if os.lstat(found.path).st_ino == found.inode:
+                    os.unlink(found.path)
+        found.close()
 
 
 def _keep_alive(listener: socket.socket) -> None:
@@ -305,19 +332,11 @@ def _is_listening(path: str) -> bool:
         return True
 
 
-def _names(listener: asyncio.Server) -> list[str]:
-    names = []
-    for found in listener.sockets:
-        address = found.getsockname()
-        if isinstance(address, str):
-            names.append(f"unix:{address}")
-        else:
-            names.append(
-                f"[{address[0]}]:{address[1]}"
-                if ":" in address[0]
-                else f"{address[0]}:{address[1]}"
-            )
-    return names
+def _name(found: socket.socket) -> str:
+    address = found.getsockname()
+    if isinstance(address, str):
+        return f"unix:{address}"
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
 
 
 def _notify(state: str) -> None:

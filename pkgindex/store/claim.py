@@ -112,7 +112,7 @@ def owner_of(mount: Mount, epoch: int) -> Owner:
         return Owner(epoch)
 
 
-def claim(mount: Mount, lease: Lease) -> Claim:
+def claim(mount: Mount, lease: Lease | None = None) -> Claim:
     """Claim the next epoch and depose every older writer. Raises Withdrawn, or OSError from the mount.
 
     The lock is taken if it is to be had: on a mount without any, the fence alone keeps the store safe.
@@ -131,15 +131,17 @@ def claim(mount: Mount, lease: Lease) -> Claim:
     staging = Staging(mount, epoch, fd)
     try:
         _own(mount, staging)
-        with suppress(StoreUnreachable):
-            lease.hold(epoch)
+        if lease is not None:
+            with suppress(StoreUnreachable):
+                lease.hold(epoch)
         os.close(staging.create(FIRST_PROOF, b""))
         mine = Claim(staging)
         _fence(mount, mine)
     except (OSError, Withdrawn) as error:
         staging.close()
-        with suppress(OSError):
-            lease.release(epoch)
+        if lease is not None:
+            with suppress(OSError):
+                lease.release(epoch)
         if isinstance(error, OSError) and error.errno in GONE and not os.path.exists(path):
             raise Withdrawn(f"epoch {epoch} was fenced while it claimed") from None
         raise
@@ -160,14 +162,25 @@ def _own(mount: Mount, staging: Staging) -> None:
         os.close(staging.create("owner", data))
     except FileExistsError:
         raise Withdrawn(f"epoch {staging.epoch} has another owner") from None
-    os.fsync(staging.fd)
-    mount.sync_folder("staging")
+    _sync_owner(mount, staging)
     try:
         found = mount.read("staging", staging.name, "owner")
     except FileNotFoundError:
         found = b""
     if found != data:
         raise Withdrawn(f"epoch {staging.epoch} went to another owner")
+
+
+def _sync_owner(mount: Mount, staging: Staging) -> None:
+    """Sync staging/ and one's own directory in it, and for FUSE, which passes no folder's fsync on to the
+    server's disk, the owner file: that commits the disk's earlier changes of names too."""
+    fd = os.open("owner", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=staging.fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.fsync(staging.fd)
+    mount.sync_folder("staging")
 
 
 def _fence(mount: Mount, mine: Claim) -> None:
@@ -184,8 +197,7 @@ def _fence(mount: Mount, mine: Claim) -> None:
             return
         for epoch in reversed(older):
             _empty(mount, mine, epoch)
-        os.fsync(mine.staging.fd)
-        mount.sync_folder("staging")
+        _sync_owner(mount, mine.staging)
         synced = True
 
 

@@ -85,7 +85,8 @@ def create(mount: Mount, *, insist: bool) -> Format:
         )
     try:
         if not os.path.isdir(root):
-            os.mkdir(root, FOLDER_MODE)
+            with suppress(FileExistsError):
+                os.mkdir(root, FOLDER_MODE)
             Mount(os.path.dirname(root)).sync_folder()
         others = [n for n in mount.names() if n not in HARMLESS and not n.startswith(UNFINISHED)]
         if others and "FORMAT" not in others:

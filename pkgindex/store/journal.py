@@ -187,8 +187,8 @@ class Journal:
             if why == "rotate":
                 try:
                     self._rotate()
-                except OSError as error:
-                    self._fail(error)
+                except Exception as error:  # noqa: BLE001  # whatever it is, the loop must hear of it
+                    self._fail(error if isinstance(error, OSError) else OSError(5, repr(error)))
                     return
             elif why == "failed":
                 self._fail(OSError(5, "a commit failed"), report=False)
@@ -236,7 +236,7 @@ class Journal:
 
     def drop_before(self, segment: int) -> None:
         """Take away this writer's segments below `segment`: their changes are in package files now."""
-        for number in sorted(n for n in self._sizes if n < segment):
+        for number in sorted(n for n in list(self._sizes) if n < segment):
             self._drop(self._claim.epoch, number)
             del self._sizes[number]
 

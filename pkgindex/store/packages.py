@@ -132,14 +132,11 @@ class WriteBehind:
                     return
                 if stopping and (self._late() or not self._graph.dirty + self._graph.owed):
                     return
-        except OSError as error:
-            self._end(error)
-        except MemoryError as error:
-            self._end(OSError(errno.ENOMEM, f"out of memory: {error}"))
-
-    def _end(self, error: OSError) -> None:
-        self.last_error = error
-        self._failed(error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the loop must hear of it
+            if not isinstance(error, OSError):
+                error = OSError(errno.EIO, f"the writer of package files failed: {error!r}")
+            self.last_error = error
+            self._failed(error)
 
     def _late(self) -> bool:
         return self._stop_by is not None and time.monotonic() >= self._stop_by
