@@ -115,10 +115,11 @@ class Bench:
 def show(workload: Workload, number: int, server: Server, one: dict[str, Any]) -> None:
     """One line a run, on stderr: what comes out is a table."""
     latency = one["latency_us"]
+    cpu = f"  CPU {one['cpu_us_a_message']:7.3f} µs" if "cpu_us_a_message" in one else ""
     strangers = f"  strangers {one['strangers_cpu']:.0%}" if one.get("strangers_cpu", 0) > report.NOISY else ""
     print(
         f"{workload.name:18} {number + 1} {server.name:16} {one['rate']:12,.0f}/s  p50 {latency['p50']:9,.1f} µs"
-        f"  p99 {latency['p99']:9,.1f} µs{strangers}",
+        f"  p99 {latency['p99']:9,.1f} µs{cpu}{strangers}",
         file=sys.stderr,
         flush=True,
     )

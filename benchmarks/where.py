@@ -1,6 +1,6 @@
 """Where the server's time goes: perf samples of its threads under each of some workloads (`make profile`).
 
-    python benchmarks/where.py [--only WORKLOAD …] [--server NAME] [--seconds 3]
+    python benchmarks/where.py [--only WORKLOAD …] [--server NAME] [--folder DISK]
 
 Prints what the threads and the functions cost, a function's own time and that with all it called. The
 raw samples stay in build/bench/WORKLOAD.perf, for `perf report` and for flame graphs.
@@ -31,10 +31,10 @@ def table(samples: Path, key: str, *, children: bool, lines: int) -> str:
     return "\n".join(rows[:lines])
 
 
-def record(workload: workloads.Workload, server_name: str, seconds: float) -> None:
+def record(workload: workloads.Workload, server_name: str, seconds: float, place: Path) -> None:
     server = next(make() for make in SERVERS if make.name == server_name)  # type: ignore[attr-defined]
     samples = machine.BUILD / f"{workload.name}.perf"
-    folder = Path(tempfile.mkdtemp(prefix="where-", dir=machine.BUILD))
+    folder = Path(tempfile.mkdtemp(prefix="where-", dir=place))
     try:
         server.start(folder)
         server.load(synthetic(workload.size))
@@ -53,13 +53,13 @@ def record(workload: workloads.Workload, server_name: str, seconds: float) -> No
         server.kill()
         shutil.rmtree(folder)
     print(f"\n== {workload.title} ==\n-- threads")
-    print(table(samples, "comm", children=False, lines=6))
+    print(table(samples, "tid", children=False, lines=6))
     print("-- modules")
     print(table(samples, "dso", children=False, lines=8))
     print("-- functions, their own time")
-    print(table(samples, "comm,dso,symbol", children=False, lines=40))
+    print(table(samples, "dso,symbol", children=False, lines=40))
     print("-- functions, with all they call")
-    print(table(samples, "comm,symbol", children=True, lines=60))
+    print(table(samples, "symbol", children=True, lines=60))
 
 
 def main() -> int:
@@ -67,6 +67,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=[w.name for w in workloads.WORKLOADS], metavar="WORKLOAD")
     parser.add_argument("--server", default="pkgindex")
     parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--folder", type=Path, default=machine.BUILD, help="where the store is (default: build/bench)")
     options = parser.parse_args()
     if not shutil.which("perf"):
         print("where: perf is not installed; on Debian: apt-get install linux-perf", file=sys.stderr)
@@ -74,7 +75,7 @@ def main() -> int:
     machine.BUILD.mkdir(parents=True, exist_ok=True)
     for workload in workloads.WORKLOADS:
         if workload.name in (options.only or DEFAULT):
-            record(workload, options.server, options.seconds)
+            record(workload, options.server, options.seconds, options.folder)
     return 0
 
 
