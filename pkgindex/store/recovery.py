@@ -177,17 +177,14 @@ def load_journal(
     that no journal need be there either. Raises Gap, OSError."""
     chain = _highest_chain(mount)
     top = max((epoch for epoch, position in proven.items() if position > (0, 0)), default=0)
+    if top and (not chain or chain[-1][0] < top):
+        lost = mount.path("journal", segment_name(top, proven[top][0]))
+        raise Gap(f"{lost}: missing, or its head is damaged, though it was acknowledged")
     if not chain:
-        if top:
-            lost = mount.path("journal", segment_name(top, proven[top][0]))
-            raise Gap(f"{lost}: missing, though it was acknowledged")
         if not empty:
-            raise Gap(
-                f"{mount.path('journal')}: no segment with a whole head, though there are package files"
-            )
+            journal = mount.path("journal")
+            raise Gap(f"{journal}: no segment with a whole head, though there are package files")
         return 1, 0
-    if chain[-1][0] < top:
-        raise Gap(f"{mount.path('journal')}: nothing of epoch {top}, though it was acknowledged")
     replayed = 0
     before: tuple[int, int] | None = None  # size and checksum of the segment before
     next_change = 0

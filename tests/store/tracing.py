@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ STORE_CALLS = (
     "rename,renameat,renameat2,link,linkat,mkdir,mkdirat,rmdir,fsync,fdatasync,syncfs,sync_file_range,"
     "sendto,sendmsg"
 )
+
+MAIN = "from pkgindex.cli import main; main()"
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,23 @@ class Call:
         """Whether all of these stand in the arguments."""
         return all(part in self.arguments for part in parts)
 
+    @property
+    def paths(self) -> list[str]:
+        """What it is about: the path of each descriptor, or of each name below a descriptor."""
+        if self.name in ("write", "writev", "sendto", "sendmsg"):
+            return re.findall(r"^\d+<([^>]*)>", self.arguments)
+        found = []
+        for folder, name, plain, descriptor in _PATH.findall(self.arguments):
+            path = plain or descriptor or (name if name.startswith("/") else f"{folder}/{name}")
+            found.append(path)
+        return found
+
     def __str__(self) -> str:
         return f"{self.name}({self.arguments}) = {self.result}"
+
+
+# 4</a/b>, "name"   or   "name"   or   4</a/b>
+_PATH = re.compile(r'(?:-?\w+(?:<([^>]*)>)?, "([^"]*)")|(?:^|, )"([^"]*)"|(?:\d+<([^>]*)>)')
 
 
 @cache
@@ -66,12 +84,22 @@ def require_strace() -> None:
 
 
 class Traced(Server):
-    """A server whose system calls are written down; `inject` as strace's option of that name."""
+    """A server whose system calls are written down, and made to fail where the test says."""
 
     def __init__(
-        self, store: str, trace: Path, *options: str, calls: str = STORE_CALLS, inject: str = ""
+        self,
+        store: str,
+        trace: Path,
+        *options: str,
+        calls: str = STORE_CALLS,
+        inject: Sequence[str] = (),
+        mutation: str = "",
     ) -> None:
+        """`inject` as strace's option of that name; `mutation`: Python that breaks the product first."""
         super().__init__(store, *options)
+        if mutation:
+            place = self._command.index("-m")
+            self._command[place : place + 2] = ["-c", f"{mutation}\n{MAIN}"]
         self.trace = trace
         strace = [
             "strace",
@@ -86,8 +114,8 @@ class Traced(Server):
             "-e",
             f"trace={calls}",
         ]
-        if inject:
-            strace += ["-e", f"inject={inject}"]
+        for one in inject:
+            strace += ["-e", f"inject={one}"]
         place = self._command.index("KILL") + 1 if "KILL" in self._command else 0
         self._command[place:place] = strace
 
