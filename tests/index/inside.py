@@ -81,6 +81,7 @@ class Inside:
         self.settings = Settings(store="memory:", **settings)
         self.failures: list[PkgindexError] = []
         self.unhandled: list[dict[str, Any]] = []  # what reached the loop's exception handler
+        self.last_facts: dict[str, object] | None = None  # what the Index said at its stop
         self.hub: Hub
         self.address: Address
         self._loop: asyncio.AbstractEventLoop
@@ -107,6 +108,7 @@ class Inside:
         for connection in tuple(self.hub.connections):
             connection.abort()
         await asyncio.sleep(0.01)
+        self.last_facts = await self.index.stop(PATIENCE)
 
     def do(self, action: Callable[[], T]) -> T:
         """Run `action` on the loop's thread and return what it returns."""
