@@ -454,6 +454,7 @@ cdef class Graph:
         cdef Bytes out
         cdef uint32_t handle
         cdef size_t first = self.rendered
+        cdef uint32_t before = self.slicing
         if not self.taken:
             return None
         memset(&out, 0, sizeof(Bytes))
@@ -469,7 +470,7 @@ cdef class Graph:
             records = PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""
         except MemoryError:
             self.rendered = first
-            if self.slicing and first < self.rounds.size:
+            if self.slicing and not before:
                 self.drop_slice()
             raise
         finally:

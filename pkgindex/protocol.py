@@ -67,7 +67,7 @@ class Hub:
         self.connections: set[Connection] = set()
         self.waiting: dict[Connection, None] = {}  # replies wait to be settled, or lines for room
         self.unfinished: dict[Connection, float] = {}  # since when a line has been unfinished
-        self.accepted = self.refused = self.late = self.idle = self.overlong = 0
+        self.accepted = self.refused = self.late = self.idle = self.skipped = 0
         self.failed: Callable[[PkgindexError], None] = lambda _error: None
 
     def join(self, connection: "Connection") -> bool:
@@ -122,7 +122,7 @@ class Hub:
             "refused": self.refused,
             "closed_late": self.late,
             "closed_idle": self.idle,
-            "overlong_lines": self.overlong,
+            "skipped_lines": self.skipped,
         }
 
 
@@ -298,7 +298,7 @@ class Connection(asyncio.BufferedProtocol):
             hub.unfinished.pop(self, None)
         if partial > hub.max_line:
             # The rest of this line will be dropped as it comes. Its answer may have to wait its turn.
-            hub.overlong += 1
+            hub.skipped += 1
             self._state = State.SKIPPING
             end -= partial
             if lines:

@@ -93,5 +93,11 @@ def open_index(settings: Settings, progress: Progress | None = None) -> Index:
         raise ConfigError(
             f"{settings.store}: unknown store {scheme}:; this installation knows {known}"
         )
-    index: type[Index] = found[scheme].load()
+    try:
+        index: type[Index] = found[scheme].load()
+    except Exception as error:
+        raise ConfigError(
+            f"{settings.store}: what provides {scheme}: cannot be loaded: {error}; "
+            f"install or mend the package of {found[scheme].value}"
+        ) from error
     return index.open(location, settings, progress)

@@ -108,12 +108,16 @@ cdef class Committer:
             self.state = IDLE
         pthread_mutex_unlock(&self.mutex)
         if state == FAILED:
-            raise OSError(self.error, f"{self.failed_call.decode()}: {os.strerror(self.error)}")
+            raise self.failure()
         if state != DONE:
             return False
         PyBuffer_Release(&self.view)
         self.holds = False
         return True
+
+    def failure(self):
+        """What failed, as an OSError: once run() has returned "failed"."""
+        return OSError(self.error, f"{self.failed_call.decode()}: {os.strerror(self.error)}")
 
     def ask_rotation(self):
         """Make run() return "rotate" at the next border between batches."""

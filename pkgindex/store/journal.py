@@ -84,7 +84,7 @@ def parse_head(data: bytes) -> tuple[Head, int]:
         end = match.end() + size + len(b"head 00000000\n")
         body = data[: match.end() + size]
         if size < 0 or data[match.end() + size : end] != b"head %08x\n" % crc32c(body):
-            raise Torn("the head's checksum is wrong")
+            raise ValueError("its checksum is wrong")
         previous = fields["previous"]
         head = Head(
             fields["epoch"],
@@ -95,7 +95,7 @@ def parse_head(data: bytes) -> tuple[Head, int]:
             tuple(fields["origins"]),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise Torn("the head is not whole") from error
+        raise Torn(f"its head is not whole: {error}") from error
     return head, end
 
 
@@ -191,7 +191,7 @@ class Journal:
                     self._fail(error if isinstance(error, OSError) else OSError(5, repr(error)))
                     return
             elif why == "failed":
-                self._fail(OSError(5, "a commit failed"), report=False)
+                self._fail(self._committer.failure(), report=False)
                 return
             else:
                 with self._turned:

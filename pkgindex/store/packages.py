@@ -166,7 +166,8 @@ class WriteBehind:
                 break
             if not self._durable(rests_on):
                 return False
-            self._write(pieces)
+            if not self._write(pieces):
+                return False
             self.files += count
             self._begun = self._graph.taken
         self._journal.drop_before(segment)
@@ -197,28 +198,36 @@ class WriteBehind:
                 self._wake.wait(INTERVAL_SECONDS)
             return self._settled >= ticket
 
-    def _write(self, pieces: list[Files]) -> None:
-        self._each(pieces, Files.stage)
+    def _write(self, pieces: list[Files]) -> bool:
+        """Bring a group of files to disk; False if the time to stop came before its end.
+
+        What was not settled by then is covered by the journal, whatever became of it."""
+        if not self._each(pieces, Files.stage):
+            return False
         if self._local:
             sync_file_system(self._staging.fd)
-        self._each(pieces, Files.publish)
+        if not self._each(pieces, Files.publish):
+            return False
         if self._local:
             sync_file_system(self._staging.fd)
         else:
             for folders in self._folders:
                 folders.sync_touched()
-        self._each(pieces, Files.settle)
+        return self._each(pieces, Files.settle)
 
-    def _each(self, pieces: list[Files], step: Callable[[Files], None]) -> None:
+    def _each(self, pieces: list[Files], step: Callable[[Files], None]) -> bool:
         """Run a step on every piece: one thread for each set of folders, its pieces in turn."""
         width = len(self._folders)
 
-        def one(first: int) -> None:
+        def one(first: int) -> bool:
             for piece in pieces[first::width]:
+                if self._late():
+                    return False
                 step(piece)
+            return True
 
-        for done in [self._pool.submit(one, first) for first in range(min(width, len(pieces)))]:
-            done.result()
+        started = [self._pool.submit(one, first) for first in range(min(width, len(pieces)))]
+        return sum(not done.result() for done in started) == 0
 
 
 def write_all_files(

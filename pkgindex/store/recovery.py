@@ -13,6 +13,7 @@ is read beyond the size seen first (C3); and a claimant that was itself fenced s
 only cried after a proof (C8).
 """
 
+import errno
 import os
 import re
 import time
@@ -44,6 +45,8 @@ __all__ = [
 # names and sizes are asked for anew at each open); past it, what is missing is missing.
 PATIENCE_SECONDS = 15.0
 
+UNREADABLE = "OSError "  # how read_folder() begins what the system said
+
 READERS = {True: 2, False: 16}  # by "is local": a disk is limited by cores, a mount by latency
 
 Progress = Callable[[int, int], None]
@@ -59,6 +62,7 @@ class Problem:
 
     path: str  # below the store's root
     what: str
+    unreadable: bool = False  # the system could not read it: the file itself may be sound
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
@@ -112,6 +116,9 @@ def _recover_once(
         # What a power loss tore in the middle of a round, the journal still covers (and rewrites, C7).
         covered = {file_name(package) for package in graph.dirty_packages()}
         problems = [p for p in problems if os.path.basename(p.path) not in covered]
+    for problem in problems:
+        if problem.unreadable:
+            raise OSError(errno.EIO, problem.what, mount.path(problem.path))
     if problems:
         more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
         raise Gap(f"{mount.path(problems[0].path)}: damaged: {problems[0].what}{more}")
@@ -162,7 +169,14 @@ def read_shards(
 
     def one(shard: int) -> tuple[bytes, list[Problem]]:
         lines, _, wrong = read_folder(mount.path(kind, f"{shard:02x}"), kind, shard, shards)
-        return lines, [Problem(f"{kind}/{shard:02x}/{name}", what) for name, what in wrong]
+        return lines, [
+            Problem(
+                f"{kind}/{shard:02x}/{name}",
+                what.removeprefix(UNREADABLE),
+                what.startswith(UNREADABLE),
+            )
+            for name, what in wrong
+        ]
 
     with ThreadPoolExecutor(readers, thread_name_prefix="recovery") as pool:
         yield from pool.map(one, folders)
