@@ -47,7 +47,7 @@ def read(batch: Batch) -> list[tuple[str, str, tuple[str, ...]] | None]:
 @given(lines)
 @example([b"INDEX|a|b,", b"INDEX|a|,b", b"INDEX|a|b,,c", b"INDEX|a|b|", b"QUERY||", b"QUERY|a|"])
 @example([b"QUERY|a", b"REMOVE|a", b"REMOVE", b"REMOVEX|a|", b"", b"\r", b"QUERY|a|\r"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_a_line_is_a_message_exactly_if_the_table_says_so(lines: list[bytes]) -> None:
     got = read(chunk(b"".join(line + b"\n" for line in lines)))
     expected: list[tuple[str, str, tuple[str, ...]] | None] = []
@@ -74,7 +74,7 @@ def test_each_byte_is_in_a_name_or_is_not(byte: int) -> None:
 
 
 @given(lines, st.randoms())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_replies_are_the_same_however_the_stream_is_cut_into_batches(lines, random) -> None:
     model, graph = Model(), Graph()
     data = b"".join(line + b"\n" for line in lines)
