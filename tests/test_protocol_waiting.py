@@ -245,6 +245,44 @@ def test_a_congestion_that_begins_among_waiting_lines_ends_for_all_of_them() -> 
             wire.close()
 
 
+def test_an_index_that_is_often_congested_serves_all_who_wait_in_turn() -> None:
+    """On a slow mount it always is: who came first must not have all the room there ever is."""
+
+    class Narrow(HandIndex):
+        """Takes two chunks of changes a commit."""
+
+        taken = 0
+
+        def apply(self, batch: Batch) -> Answers:
+            answers = super().apply(batch)
+            self.taken += batch.changes > 0
+            self.congested = self.taken >= 2
+            return answers
+
+        def settle(self) -> None:
+            self.taken, self.congested = 0, False
+            super().settle()
+
+    index = Narrow()
+    with Inside(index, window=10) as inside:
+        wires = [Wire(inside.address) for _ in range(6)]
+        for wire in wires:
+            wire.send(b"INDEX|a|\n" * 2000)
+        inside.wait_until(lambda: len(inside.hub.waiting) == 6)
+        for _ in range(60):
+            inside.settle()
+        # 120 turns of 10 changes, among six.
+        answered = []
+        for wire in wires:
+            wire.socket.settimeout(0.2)
+            try:
+                answered.append(len(wire.socket.recv(100_000)) // 3)
+            except TimeoutError:
+                answered.append(0)
+            wire.close()
+    assert min(answered) >= 50, answered
+
+
 # --- the end of a connection ----------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -40,12 +42,12 @@ class Writer(RuleBasedStateMachine):
         self.model = Model()
         self.settled = 0
         self.rests: dict[bytes, int] = {}  # the ticket of each package's last coming or going
-        self.sealed: tuple[int, bytes] | None = None
+        self.sealed: tuple[int, bytes, list[bytes]] | None = None  # and the segment it goes to
         self.durable: dict[bytes, frozenset[bytes]] = {}  # the model as of the last settled commit
         self.as_sealed: dict[bytes, frozenset[bytes]] = {}
         self.contents: Contents = {}
         self.rendered: list[tuple[int, bytes]] = []  # (ticket it rests on, records) to be written
-        self.segments: list[bytes] = [b""]
+        self.segments: list[list[bytes]] = [[]]
         self.covers: int | None = None  # segments that the round under way will take away
 
     # --- messages ---------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ class Writer(RuleBasedStateMachine):
     def seal(self) -> None:
         ticket, lines, number = self.graph.seal()
         assert bytes(lines).count(b"\n") == number
-        self.sealed = ticket, bytes(lines)
+        self.sealed = ticket, bytes(lines), self.segments[-1]
         self.as_sealed = dict(self.model.packages)
         assert not self.graph.asked
         assert self.graph.redo_bytes == 0
@@ -93,21 +95,21 @@ class Writer(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         assert self.sealed is not None
-        self.settled, lines = self.sealed
+        self.settled, lines, segment = self.sealed
         self.graph.settle(self.settled)
         self.sealed = None
-        self.segments[-1] += lines
+        segment.append(lines)
         self.durable = self.as_sealed
         while self.rendered and self.rendered[0][0] <= self.settled:
             put(self.contents, self.rendered.pop(0)[1])
 
     # --- rounds -----------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.covers is None and self.sealed is None)
+    @precondition(lambda self: self.covers is None)
     @rule()
     def begin_round(self) -> None:
         self.covers = len(self.segments)
-        self.segments.append(b"")
+        self.segments.append([])
         assert self.graph.take_dirty() == self.graph.taken
 
     @precondition(lambda self: self.graph.taken)
@@ -136,13 +138,13 @@ class Writer(RuleBasedStateMachine):
         """What was not settled is lost with the process; a new one reads the disk."""
         self.graph = Graph(journalled=True)
         self.graph.replay(forward_lines(self.contents), track=False)
-        for lines in self.segments:
+        for lines in itertools.chain(*self.segments):
             self.graph.replay(lines)
         self.model.packages = dict(self.durable)
         assert packages(self.graph) == self.durable
         assert self.graph.dangling() == []
         self.check_what_is_dirty()
-        self.segments = [self.graph.effect()]
+        self.segments = [[self.graph.effect()]]
         self.sealed = None
         self.rendered = []
         self.covers = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pkgindex._core import Graph
-from tests.core.talk import commit, pieces, tell
+from tests.core.talk import commit, pieces, tell, write_round
 from tests.reference import ERROR, FAIL, OK
 
 
@@ -106,6 +106,31 @@ def test_a_package_removed_in_two_commits_is_remembered_until_the_second(graph: 
     commit(graph)
     assert pieces(graph, b"QUERY|settled|\n") == [(0, FAIL, 0)]
     graph.verify()
+
+
+@pytest.mark.parametrize("removals", [1, 2, 3])
+def test_a_removed_package_is_remembered_though_its_file_is_written(
+    graph: Graph, removals: int
+) -> None:
+    """Written files, which rest on the commit under way, do not make it durable."""
+    tell(graph, b"REMOVE|settled|")
+    graph.seal()
+    for _ in range(removals - 1):
+        tell(graph, b"INDEX|settled|", b"REMOVE|settled|")
+    write_round(graph, {})
+    asked = pieces(graph, b"QUERY|settled|\n")
+    assert asked == [(3 if removals > 1 else 2, FAIL, 0)]
+    graph.settle(2)
+    graph.verify()
+    asked = pieces(graph, b"QUERY|settled|\n")
+    assert asked == [(3 if removals > 1 else 0, FAIL, 0)]
+    # Were its node given away too early, this one would get it, and lose it at the next settle().
+    tell(graph, b"INDEX|another|")
+    commit(graph)
+    graph.verify()
+    assert pieces(graph, b"QUERY|settled|\nQUERY|another|\n") == [(0, FAIL + OK, 0)]
+    write_round(graph, {})
+    assert graph.stats()["names"] == 1
 
 
 def test_one_chunk_is_answered_in_up_to_three_pieces_with_growing_tickets(graph: Graph) -> None:
