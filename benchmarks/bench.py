@@ -30,15 +30,25 @@ BASELINE = machine.HERE / "baseline.json"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [w.name for w in WORKLOADS] + [server.name for server in SERVERS]  # type: ignore[attr-defined]
-    parser.add_argument("--quick", action="store_true", help="pkgindex, C epoll and bare uvloop only")
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help="a workload or a server")
+    parser.add_argument(
+        "--quick", action="store_true", help="pkgindex, C epoll and bare uvloop only"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=names, metavar="NAME", help="a workload or a server"
+    )
     parser.add_argument("--rounds", type=int, help="of each workload (5; quick: 2)")
     parser.add_argument("--seconds", type=float, help="of each run (1.5; quick: 0.5)")
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: build/bench)")
-    parser.add_argument("--save", action="store_true", help="write the results to benchmarks/results")
-    parser.add_argument("--write-baseline", action="store_true", help="with --quick: make this the baseline")
+    parser.add_argument(
+        "--save", action="store_true", help="write the results to benchmarks/results"
+    )
+    parser.add_argument(
+        "--write-baseline", action="store_true", help="with --quick: make this the baseline"
+    )
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.seconds = options.seconds or (0.5 if options.quick else 1.5)
@@ -84,7 +94,9 @@ class Bench:
         for number in range(self.rounds):
             for server in taking_part:
                 if workload.durable:
-                    one = run_durable(workload, server, self.place(workload, number, server), self.seconds)
+                    one = run_durable(
+                        workload, server, self.place(workload, number, server), self.seconds
+                    )
                 else:
                     one = run(workload, server, self.seconds)
                 results[server.name].append(one)
@@ -116,7 +128,11 @@ def show(workload: Workload, number: int, server: Server, one: dict[str, Any]) -
     """One line a run, on stderr: what comes out is a table."""
     latency = one["latency_us"]
     cpu = f"  CPU {one['cpu_us_a_message']:7.3f} µs" if "cpu_us_a_message" in one else ""
-    strangers = f"  strangers {one['strangers_cpu']:.0%}" if one.get("strangers_cpu", 0) > report.NOISY else ""
+    strangers = (
+        f"  strangers {one['strangers_cpu']:.0%}"
+        if one.get("strangers_cpu", 0) > report.NOISY
+        else ""
+    )
     print(
         f"{workload.name:18} {number + 1} {server.name:16} {one['rate']:12,.0f}/s  p50 {latency['p50']:9,.1f} µs"
         f"  p99 {latency['p99']:9,.1f} µs{cpu}{strangers}",
@@ -129,7 +145,9 @@ def quick_table(results: report.Results) -> tuple[str, dict[str, dict[str, float
     """Ratios to the limits beside the baseline's, and the ratios alone."""
     before = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     now: dict[str, dict[str, float]] = {}
-    lines = [f"{'pkgindex ÷ …':20} {'bare uvloop':>12} {'baseline':>10} {'C epoll':>12} {'baseline':>10}"]
+    lines = [
+        f"{'pkgindex ÷ …':20} {'bare uvloop':>12} {'baseline':>10} {'C epoll':>12} {'baseline':>10}"
+    ]
     for workload, measured in results.items():
         if report.OURS not in measured:
             continue
@@ -169,12 +187,24 @@ def main() -> int:
     finally:
         bench.kill_all()
         shutil.rmtree(folder, ignore_errors=True)
-    shares = [one["strangers_cpu"] for w in results.values() for s in w.values() for one in s if "strangers_cpu" in one]
+    shares = [
+        one["strangers_cpu"]
+        for w in results.values()
+        for s in w.values()
+        for one in s
+        if "strangers_cpu" in one
+    ]
     document = {
         "date": began,
-        "machine": machine.description() | {"file_system": machine.file_system(options.folder or machine.BUILD)},
+        "machine": machine.description()
+        | {"file_system": machine.file_system(options.folder or machine.BUILD)},
         "versions": {server.name: version for server in servers if (version := server.version())},
-        "settings": {"rounds": options.rounds, "seconds": options.seconds, "seed": 1, "base_packages": 30_000},
+        "settings": {
+            "rounds": options.rounds,
+            "seconds": options.seconds,
+            "seed": 1,
+            "base_packages": 30_000,
+        },
         "strangers_cpu": round(median(shares), 3) if shares else 0,
         "skipped": skipped,
         "results": results,
@@ -184,7 +214,9 @@ def main() -> int:
         if options.write_baseline:
             BASELINE.write_text(json.dumps(ratios, indent=1) + "\n")
     else:
-        text = report.write(document, servers, machine.HERE / "results" if options.save else machine.BUILD)
+        text = report.write(
+            document, servers, machine.HERE / "results" if options.save else machine.BUILD
+        )
     print(text)
     return 0
 

@@ -46,13 +46,17 @@ class Core:
             spent += took
             count += len(lines)
             if expected is not None and answers != expected * len(lines):
-                raise SystemExit(f"core: wrong answers: {answers[:60]!r} where {expected!r} was due")
+                raise SystemExit(
+                    f"core: wrong answers: {answers[:60]!r} where {expected!r} was due"
+                )
         return spent / max(1, count)
 
     def apply(self, chunk: bytearray) -> tuple[bytes, int]:
         """The answers to a chunk, and the nanoseconds they took, a commit's hand-over included."""
         answers = []
-        began = time.process_time_ns()  # this thread is the only one, and other processes do not count
+        began = (
+            time.process_time_ns()
+        )  # this thread is the only one, and other processes do not count
         start = 0
         while start < len(chunk):
             self.batch.load(chunk, start, len(chunk), 1 << 30)
@@ -99,7 +103,9 @@ def figures(size: int, *, journalled: bool = False) -> dict[str, float]:
     found["remove, refused"] = core.run([b"REMOVE|package-0|\n"] * SAMPLE, FAIL)
     few = SAMPLE // 4
     found["index, new, bare"] = core.run(f"INDEX|new-{i}|\n".encode() for i in range(few))
-    change = (f"INDEX|new-{i}|package-{i % size},package-{(i + 7) % size}\n".encode() for i in range(few))
+    change = (
+        f"INDEX|new-{i}|package-{i % size},package-{(i + 7) % size}\n".encode() for i in range(few)
+    )
     found["index, 2 dependencies gained"] = core.run(change)
     found["index, 2 dependencies lost"] = core.run(f"INDEX|new-{i}|\n".encode() for i in range(few))
     found["remove"] = core.run(f"REMOVE|new-{i}|\n".encode() for i in range(few))
@@ -120,7 +126,9 @@ def hub(size: int) -> dict[str, float]:
         "re-INDEX of the hub": core.run(
             line for _ in range(500) for line in (b"INDEX|hub|other\n", b"INDEX|hub|\n")
         ),
-        "a dependent turned away, random order": core.run(f"INDEX|d-{i}|other\n".encode() for i in order),
+        "a dependent turned away, random order": core.run(
+            f"INDEX|d-{i}|other\n".encode() for i in order
+        ),
         "a dependent removed, random order": core.run(f"REMOVE|d-{i}|\n".encode() for i in order),
         "REMOVE of the hub": core.run([b"REMOVE|hub|\n"]),
     }
@@ -146,7 +154,20 @@ def fan(size: int) -> dict[str, float]:
 def debian_like() -> list[tuple[str, list[str]]]:
     """A table of Debian bookworm's size and shape: 63,436 packages, names of 17 bytes, few very popular."""
     draw = random.Random(SEED)
-    syllables = ["lib", "python3-", "golang-", "ruby-", "gtk", "perl", "data", "dev", "common", "node-", "qt5", "ssl"]
+    syllables = [
+        "lib",
+        "python3-",
+        "golang-",
+        "ruby-",
+        "gtk",
+        "perl",
+        "data",
+        "dev",
+        "common",
+        "node-",
+        "qt5",
+        "ssl",
+    ]
     packages: list[tuple[str, list[str]]] = []
     for i in range(63_436):
         name = f"{draw.choice(syllables)}{draw.choice(syllables)}{draw.randrange(10**6):06x}{'-dev' * (i % 3 == 0)}"
@@ -167,7 +188,9 @@ def read_table(path: Path) -> list[tuple[str, list[str]]]:
         rows[missing] = []
     done: dict[str, list[str]] = {}
     while rows.keys() - done.keys():
-        ready = {n: deps for n, deps in rows.items() if n not in done and all(d in done for d in deps)}
+        ready = {
+            n: deps for n, deps in rows.items() if n not in done and all(d in done for d in deps)
+        }
         if not ready:
             raise SystemExit(f"core: {path.name}: a cycle")
         done |= ready
@@ -181,7 +204,11 @@ def memory(packages: list[tuple[str, list[str]]]) -> dict[str, float]:
     stats = core.graph.stats()
     size = len(packages)
     parts = {f"bytes a package: {part}": count / size for part, count in stats["memory"].items()}
-    return {"packages": size, "dependencies": stats["dependencies"], "bytes a package": stats["bytes"] / size} | parts
+    return {
+        "packages": size,
+        "dependencies": stats["dependencies"],
+        "bytes a package": stats["bytes"] / size,
+    } | parts
 
 
 def show(title: str, columns: list[str], rows: list[dict[str, float]]) -> None:
@@ -191,7 +218,9 @@ def show(title: str, columns: list[str], rows: list[dict[str, float]]) -> None:
         print(f"{key:40}" + "".join(f"{row[key]:14,.1f}" for row in rows))
 
 
-def curve(title: str, measure: Callable[[int], dict[str, float]], sizes: list[int]) -> dict[str, Any]:
+def curve(
+    title: str, measure: Callable[[int], dict[str, float]], sizes: list[int]
+) -> dict[str, Any]:
     """Measure at each size, show, and give the figures."""
     rows = [measure(size) for size in sizes]
     show(title, [f"{size:,}" for size in sizes], rows)
@@ -207,18 +236,24 @@ def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    drawing, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.5), layout="constrained")
+    drawing, axes = plt.subplots(
+        1, len(results), figsize=(6 * len(results), 4.5), layout="constrained"
+    )
     for axis, result in zip(axes, results, strict=True):
         for key in result["rows"][0]:
             if "bytes" not in key:
-                axis.plot(result["sizes"], [row[key] for row in result["rows"]], marker="o", label=key)
+                axis.plot(
+                    result["sizes"], [row[key] for row in result["rows"]], marker="o", label=key
+                )
         axis.set(xscale="log", yscale="log", title=result["title"], ylabel="ns")
         axis.legend(fontsize=7)
     drawing.savefig(path, dpi=110)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="up to ten million packages")
     parser.add_argument("--table", type=Path, help="a real table, for its memory")
     parser.add_argument("--json", type=Path, help="keep the figures here")
@@ -238,7 +273,9 @@ def main() -> int:
     for title, row in tables.items():
         show(f"memory, a table {title}", [""], [row])
     if options.json:
-        options.json.write_text(json.dumps({"curves": results, "journalled": journalled, "memory": tables}, indent=1))
+        options.json.write_text(
+            json.dumps({"curves": results, "journalled": journalled, "memory": tables}, indent=1)
+        )
     if options.plot:
         draw_curves(results, options.plot)
     return 0

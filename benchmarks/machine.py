@@ -22,7 +22,15 @@ def compiled(source: str, *flags: str) -> Path:
     if not program.exists() or program.stat().st_mtime < path.stat().st_mtime:
         BUILD.mkdir(parents=True, exist_ok=True)
         compiler = os.environ.get("CC", "gcc")
-        command = [compiler, "-std=gnu11", *(flags or ("-O2",)), "-Wall", "-o", str(program), str(path)]
+        command = [
+            compiler,
+            "-std=gnu11",
+            *(flags or ("-O2",)),
+            "-Wall",
+            "-o",
+            str(program),
+            str(path),
+        ]
         subprocess.run(command, check=True)
     return program
 
@@ -43,7 +51,8 @@ def _status(pid: str) -> tuple[int, float] | None:
 
 def family(pid: int) -> dict[int, float]:
     """CPU seconds of a process and of its descendants that live."""
-    found = {int(p): s for p in os.listdir("/proc") if p.isdigit() and (s := _status(p))}
+    names = (entry.name for entry in Path("/proc").iterdir())
+    found = {int(name): seen for name in names if name.isdigit() and (seen := _status(name))}
     members = {pid} if pid in found else set()
     grew = True
     while grew:
@@ -56,6 +65,21 @@ def family(pid: int) -> dict[int, float]:
 def cpu_seconds(pid: int) -> float:
     """CPU seconds that a process and its descendants have used."""
     return sum(family(pid).values())
+
+
+def threads(pid: int) -> list[str]:
+    """One line for each thread of a process: its CPU time, and how often it slept and was pushed aside."""
+    lines = []
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name)):
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        switches = re.findall(r"ctxt_switches:\s+(\d+)", (task / "status").read_text())
+        user, system = int(fields[11]) / _TICKS, int(fields[12]) / _TICKS
+        name = (task / "comm").read_text().strip()
+        slept, pushed = (int(number) for number in switches)
+        lines.append(
+            f"  {name:16} user {user:6.2f} s, system {system:6.2f} s, slept {slept:,}, pushed aside {pushed:,} times"
+        )
+    return lines
 
 
 def machine_busy_seconds() -> float:
@@ -82,7 +106,8 @@ def description() -> dict[str, object]:
     system = re.search(r'PRETTY_NAME="(.+)"', release.read_text()) if release.exists() else None
     hypervisor = "hypervisor" in cpuinfo
     return {
-        "cpu": (model[1] if model else platform.machine()) + (", virtual machine" if hypervisor else ""),
+        "cpu": (model[1] if model else platform.machine())
+        + (", virtual machine" if hypervisor else ""),
         "cores": os.cpu_count(),
         "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
         "system": system[1] if system else "Linux",

@@ -4,6 +4,7 @@ A server's figure is its median over the rounds. A ratio is the median of the ro
 what changed on the machine from one round to the next falls out of it.
 """
 
+# ruff: noqa: RUF001
 import json
 from pathlib import Path
 from statistics import median
@@ -56,15 +57,19 @@ def markdown(document: dict[str, Any], titles: dict[str, str]) -> str:
     """The results as tables."""
     results: Results = document["results"]
     facts, settings = document["machine"], document["settings"]
+    versions = ", ".join(dict.fromkeys(document["versions"].values()))
+    where = f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB; {facts['system']}"
+    how = f"{settings['rounds']} interleaved rounds of {settings['seconds']} s"
     lines = [
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB; {facts['system']}, Linux "
-        f"{facts['kernel']}, {facts['file_system']}; {', '.join(dict.fromkeys(document['versions'].values()))}.",
-        f"Server on one core, generator on another; {settings['rounds']} interleaved rounds of "
-        f"{settings['seconds']} s; medians, and the lowest and highest round.",
+        f"{where}, Linux {facts['kernel']}, {facts['file_system']}; {versions}.",
+        f"Server on one core, generator on another; {how}; medians, and the lowest and highest round.",
         "",
     ]
     if document["strangers_cpu"] > NOISY:
-        lines += [f"**The machine was not quiet: others used {document['strangers_cpu']:.0%} of a core.**", ""]
+        lines += [
+            f"**The machine was not quiet: others used {document['strangers_cpu']:.0%} of a core.**",
+            "",
+        ]
     lines += ["| workload | server | a second | lowest–highest | p50 µs | p99 µs | pkgindex is |"]
     lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     for workload in WORKLOADS:
@@ -103,7 +108,9 @@ def plot(document: dict[str, Any], titles: dict[str, str], path: Path) -> bool:
     shown = [w for w in WORKLOADS if w.name in document["results"] and not w.rate]
     columns = 2
     rows = -(-len(shown) // columns)
-    drawing, axes = plt.subplots(rows, columns, figsize=(13, 2.6 * rows), squeeze=False, layout="constrained")
+    drawing, axes = plt.subplots(
+        rows, columns, figsize=(13, 2.6 * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for axis, workload in zip(axes.flat, shown, strict=False):

@@ -4,6 +4,7 @@ A server's dialect makes messages as load.c reads them: escaped, in one line. Na
 %c, %d and %r, whose widths are fixed, so lengths can be written in front of them.
 """
 
+# ruff: noqa: ARG002  (a server that needs less than others still has their methods)
 import json
 import math
 import os
@@ -86,7 +87,9 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{self.name}: does not start: {(folder / 'log').read_text()[-400:]}")
+                raise BenchError(
+                    f"{self.name}: does not start: {(folder / 'log').read_text()[-400:]}"
+                )
             time.sleep(0.02)
 
     def identity(self) -> dict[str, Any]:
@@ -141,10 +144,14 @@ class Server:
     def generate(self, *options: str | Path) -> Result:
         """Run the load generator; its report."""
         program = machine.compiled("load.c")
-        command = machine.pinned(machine.GENERATOR_CPU, program, "--connect", f"127.0.0.1:{self.port}", *options)
+        command = machine.pinned(
+            machine.GENERATOR_CPU, program, "--connect", f"127.0.0.1:{self.port}", *options
+        )
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not done.stdout:
-            raise BenchError(f"{self.name}: the generator failed: {done.stderr.strip() or done.stdout[:300]}")
+            raise BenchError(
+                f"{self.name}: the generator failed: {done.stderr.strip() or done.stdout[:300]}"
+            )
         return dict(json.loads(done.stdout))
 
     def source(self, name: str, messages: Iterable[str]) -> list[str | Path]:
@@ -242,7 +249,12 @@ class Files(Server):
     title = "asyncio, a file and two fsyncs a change"
 
     def command(self) -> list[str | Path]:
-        return [sys.executable, machine.HERE / "peers" / "files.py", str(self.port), self.folder / "packages"]
+        return [
+            sys.executable,
+            machine.HERE / "peers" / "files.py",
+            str(self.port),
+            self.folder / "packages",
+        ]
 
     def load(self, table: Table) -> None:
         """By its files: through its port this would take minutes."""
@@ -271,7 +283,16 @@ class Redis(Server):
 
     def command(self) -> list[str | Path]:
         words: list[str | Path] = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port)]
-        words += ["--dir", self.folder, "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        words += [
+            "--dir",
+            self.folder,
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+        ]
         return [*words, "--daemonize", "no"]
 
     def start(self, folder: Path, cpu: int = machine.SERVER_CPU) -> None:
@@ -314,7 +335,19 @@ class Memcached(Server):
         return output_of("memcached", "--version").strip()
 
     def command(self) -> list[str | Path]:
-        words = ["memcached", "-l", "127.0.0.1", "-p", str(self.port), "-t", "1", "-m", "1024", "-c", "4096"]
+        words = [
+            "memcached",
+            "-l",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+            "-t",
+            "1",
+            "-m",
+            "1024",
+            "-c",
+            "4096",
+        ]
         return [*words, "-u", "root"] if os.geteuid() == 0 else [*words]
 
     def query(self, name: str) -> str:
@@ -374,8 +407,12 @@ class Sqlite(InProcess):
 
     def run(self, *words: str, given: str = "") -> str:
         program = machine.HERE / "peers" / "sqlite.py"
-        command = machine.pinned(machine.SERVER_CPU, sys.executable, program, self.folder / "db", *words)
-        return subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, check=False).stdout
+        command = machine.pinned(
+            machine.SERVER_CPU, sys.executable, program, self.folder / "db", *words
+        )
+        return subprocess.run(
+            command, input=given, stdout=subprocess.PIPE, text=True, check=False
+        ).stdout
 
     def load(self, table: Table) -> None:
         self.run("load", given="".join(f"{' '.join([name, *deps])}\n" for name, deps in table))
@@ -397,7 +434,9 @@ class Postgres(InProcess):
 
     def __init__(self) -> None:
         super().__init__()
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: float(p.parts[-3]))
+        found = sorted(
+            Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: float(p.parts[-3])
+        )
         self.bin = found[-1].parent if found else None
 
     def absent(self) -> str | None:
@@ -412,7 +451,11 @@ class Postgres(InProcess):
 
     def identity(self) -> dict[str, Any]:
         """Not root, which it refuses to be."""
-        return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+        return (
+            {"user": "postgres", "group": "postgres", "extra_groups": []}
+            if os.geteuid() == 0
+            else {}
+        )
 
     def start(self, folder: Path, cpu: int = machine.SERVER_CPU) -> None:
         self.folder = folder
@@ -423,20 +466,45 @@ class Postgres(InProcess):
             if os.geteuid() == 0:
                 shutil.chown(folder, "postgres", "postgres")
                 shutil.chown(data, "postgres", "postgres")
-            words = ["-D", data, "-A", "trust", "-U", "bench", "-E", "UTF8", "--no-sync", "--no-locale"]
+            words = [
+                "-D",
+                data,
+                "-A",
+                "trust",
+                "-U",
+                "bench",
+                "-E",
+                "UTF8",
+                "--no-sync",
+                "--no-locale",
+            ]
             initdb = [self.program("initdb"), *words]
             subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **self.identity())
         self.port = free_port()
-        command = [self.program("postgres"), "-D", folder / "data", "-k", "", "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [
+            self.program("postgres"),
+            "-D",
+            folder / "data",
+            "-k",
+            "",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+        ]
         command += ["-c", "max_connections=200"]
         with (folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 machine.pinned(cpu, *command), stdout=log, stderr=log, cwd=folder, **self.identity()
             )
         deadline = time.monotonic() + START_SECONDS
-        while subprocess.run([*self.psql(), "-c", "select 1"], capture_output=True, check=False).returncode:
+        while subprocess.run(
+            [*self.psql(), "-c", "select 1"], capture_output=True, check=False
+        ).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{self.name}: does not start: {(folder / 'log').read_text()[-400:]}")
+                raise BenchError(
+                    f"{self.name}: does not start: {(folder / 'log').read_text()[-400:]}"
+                )
             time.sleep(0.05)
 
     def psql(self) -> list[str | Path]:
@@ -444,7 +512,9 @@ class Postgres(InProcess):
         return ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", *at]
 
     def sql(self, text: str, given: str = "") -> str:
-        done = subprocess.run([*self.psql(), "-c", text], input=given, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*self.psql(), "-c", text], input=given, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise BenchError(f"postgres: {done.stderr.strip()}")
         return done.stdout
@@ -460,7 +530,8 @@ class Postgres(InProcess):
     def measure(self, what: str, connections: int, seconds: float) -> Result:
         before = self.indexed()
         scripts = {
-            "query": rf"\set i random(0, {self.size - 1})" "\n"
+            "query": rf"\set i random(0, {self.size - 1})"
+            "\n"
             "SELECT pkg_query('package-' || lpad((:i)::text, 6, '0'));\n",
             "index": "\\set n :n + 1\n"
             f"SELECT pkg_index('p-{time.monotonic_ns()}-' || (:client_id)::text || '-' || (:n)::text, '{{}}');\n",
@@ -470,17 +541,31 @@ class Postgres(InProcess):
         for old in self.folder.glob("latency.*"):
             old.unlink()
         at = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "bench"]
-        words = ["-n", "-M", "prepared", "-c", str(connections), "-T", str(PREPARE_SECONDS + math.ceil(seconds))]
+        words = [
+            "-n",
+            "-M",
+            "prepared",
+            "-c",
+            str(connections),
+            "-T",
+            str(PREPARE_SECONDS + math.ceil(seconds)),
+        ]
         words += ["-D", "n=0", "-f", str(script), "-l", f"--log-prefix={self.folder / 'latency'}"]
         command = machine.pinned(machine.GENERATOR_CPU, "pgbench", *words, *at, "postgres")
         printed = output_of(*command)
         if " 0 (0.000%)" not in printed:
             raise BenchError(f"postgres: {printed}")
         # A line a transaction: client, number, latency in µs, script, end in seconds and in µs.
-        lines = [line.split() for log in self.folder.glob("latency.*") for line in log.read_text().splitlines()]
+        lines = [
+            line.split()
+            for log in self.folder.glob("latency.*")
+            for line in log.read_text().splitlines()
+        ]
         ends = [int(words[4]) + int(words[5]) / 1e6 for words in lines]
         begin, end = min(ends) + PREPARE_SECONDS, max(ends)
-        latencies = sorted(int(words[2]) for words, at in zip(lines, ends, strict=True) if at >= begin)
+        latencies = sorted(
+            int(words[2]) for words, at in zip(lines, ends, strict=True) if at >= begin
+        )
         measured = len(latencies)
         micros = {"p50": latencies[measured // 2], "p99": latencies[measured * 99 // 100]}
         total = before + len(lines) if what == "index" else before

@@ -25,9 +25,24 @@ DEFAULT = ("query-deep", "query-100", "index-100")
 def table(samples: Path, key: str, *, children: bool, lines: int) -> str:
     """The head of perf's report, by `key`."""
     options = ["--children"] if children else ["--no-children"]
-    command = ["perf", "report", "-i", samples, "--stdio", "-g", "none", "--percent-limit", "0.4", *options]
-    printed = subprocess.run([*command, "--sort", key], capture_output=True, text=True, check=False).stdout
-    rows = [line.rstrip() for line in printed.splitlines() if line.strip() and not line.startswith("#")]
+    command = [
+        "perf",
+        "report",
+        "-i",
+        samples,
+        "--stdio",
+        "-g",
+        "none",
+        "--percent-limit",
+        "0.4",
+        *options,
+    ]
+    printed = subprocess.run(
+        [*command, "--sort", key], capture_output=True, text=True, check=False
+    ).stdout
+    rows = [
+        line.rstrip() for line in printed.splitlines() if line.strip() and not line.startswith("#")
+    ]
     return "\n".join(rows[:lines])
 
 
@@ -39,21 +54,40 @@ def record(workload: workloads.Workload, server_name: str, seconds: float, place
         server.start(folder)
         server.load(synthetic(workload.size))
         server.settle()
-        if workload.durable:
-            words = ["--template", server.index(workloads.NEW, []), "--replies", server.replies]
-        else:
-            words = [*workloads._messages(workload, server), "--random"]
-        words += [*workloads._shape(workload), "--seconds", str(seconds + 1), "--warmup", "0.5"]
-        load = threading.Thread(target=lambda: print(server.generate(*words)["streams"][0]["rate"], "messages/s"))
+        words = [
+            *workloads.options(workload, server),
+            "--seconds",
+            str(seconds + 1),
+            "--warmup",
+            "0.5",
+        ]
+        load = threading.Thread(
+            target=lambda: print(server.generate(*words)["streams"][0]["rate"], "messages/s")
+        )
         load.start()
-        perf = ["perf", "record", "-q", "-F", "1999", "-e", "cpu-clock", "-g", "-p", str(server.pid), "-o", str(samples)]
+        perf = [
+            "perf",
+            "record",
+            "-q",
+            "-F",
+            "1999",
+            "-e",
+            "cpu-clock",
+            "-g",
+            "-p",
+            str(server.pid),
+            "-o",
+            str(samples),
+        ]
         subprocess.run([*perf, "--", "sleep", str(seconds)], check=True, stderr=subprocess.DEVNULL)
         load.join()
+        threads = machine.threads(server.pid)
     finally:
         server.kill()
         shutil.rmtree(folder)
     print(f"\n== {workload.title} ==\n-- threads")
-    print(table(samples, "tid", children=False, lines=6))
+    for line in threads:
+        print(line)
     print("-- modules")
     print(table(samples, "dso", children=False, lines=8))
     print("-- functions, their own time")
@@ -63,14 +97,25 @@ def record(workload: workloads.Workload, server_name: str, seconds: float, place
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=[w.name for w in workloads.WORKLOADS], metavar="WORKLOAD")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", action="append", choices=[w.name for w in workloads.WORKLOADS], metavar="WORKLOAD"
+    )
     parser.add_argument("--server", default="pkgindex")
     parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--folder", type=Path, default=machine.BUILD, help="where the store is (default: build/bench)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=machine.BUILD,
+        help="where the store is (default: build/bench)",
+    )
     options = parser.parse_args()
     if not shutil.which("perf"):
-        print("where: perf is not installed; on Debian: apt-get install linux-perf", file=sys.stderr)
+        print(
+            "where: perf is not installed; on Debian: apt-get install linux-perf", file=sys.stderr
+        )
         return 2
     machine.BUILD.mkdir(parents=True, exist_ok=True)
     for workload in workloads.WORKLOADS:

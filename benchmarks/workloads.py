@@ -4,12 +4,14 @@ Every run is checked: the answers are those that the rules give, and after a dur
 killed with SIGKILL in the middle of its work, started again, and asked for every acknowledged change.
 """
 
+# ruff: noqa: RUF001
 import json
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import machine
 from servers import BenchError, InProcess, Result, Server
@@ -44,7 +46,9 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload("query-1", "QUERY, 1 connection, depth 1", "hits", 1, 1, (*QUERIES, "sqlite", "files")),
+    Workload(
+        "query-1", "QUERY, 1 connection, depth 1", "hits", 1, 1, (*QUERIES, "sqlite", "files")
+    ),
     Workload("query-100", "QUERY, 100 connections, depth 1", "hits", 100, 1, (*QUERIES, "files")),
     Workload(
         "query-deep",
@@ -80,9 +84,16 @@ WORKLOADS = (
         ("pkgindex", "uvloop", "redis"),
     ),
     Workload(
-        "index-1", "durable INDEX, 1 connection, depth 1", "new", 1, 1, (*CHANGES, "commit-loop", "sqlite", "files")
+        "index-1",
+        "durable INDEX, 1 connection, depth 1",
+        "new",
+        1,
+        1,
+        (*CHANGES, "commit-loop", "sqlite", "files"),
     ),
-    Workload("index-100", "durable INDEX, 100 connections, depth 1", "new", 100, 1, (*CHANGES, "files")),
+    Workload(
+        "index-100", "durable INDEX, 100 connections, depth 1", "new", 100, 1, (*CHANGES, "files")
+    ),
     Workload(
         "index-deep",
         "durable INDEX, 16 connections × 1,000 deep",
@@ -99,7 +110,9 @@ WORKLOADS = (
         1000,
         ("pkgindex", "redis"),
     ),
-    Workload("open", "QUERY, open loop at 20,000/s", "hits", 20, 1, ("pkgindex", "uvloop"), rate=20_000),
+    Workload(
+        "open", "QUERY, open loop at 20,000/s", "hits", 20, 1, ("pkgindex", "uvloop"), rate=20_000
+    ),
     Workload(
         "open-beside",
         "QUERY, open loop at 20,000/s, beside 5,000 durable INDEX/s",
@@ -153,11 +166,11 @@ def run(workload: Workload, server: Server, seconds: float) -> Result:
     Raises BenchError if an answer was wrong."""
     if isinstance(server, InProcess):
         return server.measure("query", workload.connections, seconds)
-    words = [*_messages(workload, server), *_shape(workload), "--random"]
+    words = options(workload, server)
     if workload.beside:
         words += ["--stream", "--template", server.index(NEW, []), "--replies", server.replies]
         words += ["--connections", "10", "--rate", str(workload.beside)]
-    with _watch(server) as watch:
+    with _Watch(server) as watch:
         report = server.generate(*words, "--seconds", str(seconds), "--warmup", str(WARMUP))
     _check(workload, server, report)
     return _result(report, watch)
@@ -176,11 +189,9 @@ def run_durable(workload: Workload, server: Server, folder: Path, seconds: float
         if workload.kind == "new-with-dependencies":
             server.load(synthetic(BASE))
             server.settle()
-        dependencies = ["package-%r", "package-%r"] if workload.kind == "new-with-dependencies" else []
-        words = ["--template", server.index(NEW, dependencies), "--range", str(BASE), "--replies", server.replies]
-        words += [*_shape(workload), "--seconds", str(seconds), "--warmup", str(WARMUP)]
+        words = [*options(workload, server), "--seconds", str(seconds), "--warmup", str(WARMUP)]
         if not server.judges:
-            with _watch(server) as watch:
+            with _Watch(server) as watch:
                 report = server.generate(*words)
             return _result(report, watch)
         report, watch = _run_until_killed(server, words, seconds)
@@ -188,7 +199,9 @@ def run_durable(workload: Workload, server: Server, folder: Path, seconds: float
         server.start(folder)
         acked = report["streams"][0]["acked"]
         names = (f"p-{c:04d}-{i:08d}" for c, count in enumerate(acked) for i in range(count))
-        server.send_all((server.query(name) for name in names), "an acknowledged change did not survive SIGKILL")
+        server.send_all(
+            (server.query(name) for name in names), "an acknowledged change did not survive SIGKILL"
+        )
         return _result(report, watch) | {"survived": sum(acked)}
     finally:
         server.kill()
@@ -196,8 +209,10 @@ def run_durable(workload: Workload, server: Server, folder: Path, seconds: float
 
 def _run_until_killed(server: Server, words: list[str], seconds: float) -> tuple[Result, "_Watch"]:
     program = machine.compiled("load.c")
-    command = machine.pinned(machine.GENERATOR_CPU, program, "--connect", f"127.0.0.1:{server.port}", *words)
-    with _watch(server) as watch:
+    command = machine.pinned(
+        machine.GENERATOR_CPU, program, "--connect", f"127.0.0.1:{server.port}", *words
+    )
+    with _Watch(server) as watch:
         generator = subprocess.Popen(
             [*command, "--until-killed", "--acked"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -223,7 +238,9 @@ def _run_in_process(workload: Workload, server: InProcess, folder: Path, seconds
             server.start(folder)
             found = server.indexed()
             if found < result["done"]:
-                raise BenchError(f"{server.name}: {result['done']} changes acknowledged, {found} there after SIGKILL")
+                raise BenchError(
+                    f"{server.name}: {result['done']} changes acknowledged, {found} there after SIGKILL"
+                )
             result["survived"] = result["done"]
         return result
     finally:
@@ -237,7 +254,7 @@ class _Watch:
         self.server = server
         self.elapsed = self.machine = self.used = 0.0
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> Self:
         self.began = time.monotonic()
         self.before = machine.machine_busy_seconds(), machine.cpu_seconds(self.server.pid)
         return self
@@ -260,25 +277,29 @@ class _Watch:
         }
 
 
-_watch = _Watch
-
-
-def _shape(workload: Workload) -> list[str]:
+def options(workload: Workload, server: Server) -> list[str]:
+    """What load.c is told: the messages, and how they are sent."""
     words = ["--connections", str(workload.connections), "--depth", str(workload.depth)]
-    return [*words, "--rate", str(workload.rate)] if workload.rate else words
+    if workload.rate:
+        words += ["--rate", str(workload.rate)]
+    if workload.durable:
+        needed = ["package-%r", "package-%r"] if workload.kind == "new-with-dependencies" else []
+        template = server.index(NEW, needed)
+        return [*words, "--template", template, "--range", str(BASE), "--replies", server.replies]
 
-
-def _messages(workload: Workload, server: Server) -> list[str]:
     def made() -> Iterator[str]:
         if workload.kind == "no-effect":
             for command, name, dependencies in without_effect(synthetic(workload.size)):
-                yield server.index(name, dependencies) if command == "INDEX" else server.remove(name)
+                yield (
+                    server.index(name, dependencies) if command == "INDEX" else server.remove(name)
+                )
         else:
             prefix = "absent-" if workload.kind == "misses" else ""
             for i in range(workload.size):
                 yield server.query(prefix + name_of(i))
 
-    return [str(word) for word in server.source(f"{workload.kind}-{workload.size}", made())]
+    source = server.source(f"{workload.kind}-{workload.size}", made())
+    return [*words, *map(str, source), "--random"]
 
 
 def _check(workload: Workload, server: Server, report: Result) -> None:
@@ -291,7 +312,9 @@ def _check(workload: Workload, server: Server, report: Result) -> None:
     }.get(workload.kind, ok > 0 and fail == 0)
     wrong_beside = any(other["fail"] or other["error"] for other in report["streams"][1:])
     if stream["error"] or wrong_beside or (server.judges and not right):
-        raise BenchError(f"{server.name}: wrong answers to {workload.name}: {json.dumps(report)[:600]}")
+        raise BenchError(
+            f"{server.name}: wrong answers to {workload.name}: {json.dumps(report)[:600]}"
+        )
 
 
 def _result(report: Result, watch: _Watch) -> Result:

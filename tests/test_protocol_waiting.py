@@ -176,7 +176,7 @@ def test_an_overlong_line_behind_lines_that_wait_is_answered_in_its_turn(cut: in
         inside.settle()
         assert wire.receive() == [OK]
         sender.join()
-        assert inside.do(lambda: inside.hub.overlong) == 1
+        assert inside.do(lambda: inside.hub.skipped) == 1
 
 
 def test_a_chunk_that_an_index_takes_in_parts_is_answered_in_whole() -> None:
@@ -402,6 +402,6 @@ def test_the_hub_counts_what_it_did() -> None:
                 "refused": 1,
                 "closed_late": 0,
                 "closed_idle": 0,
-                "overlong_lines": 1,
+                "skipped_lines": 1,
             }
         inside.wait_until(lambda: not inside.hub.connections)

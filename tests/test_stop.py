@@ -118,6 +118,27 @@ def test_a_client_that_does_not_read_is_closed_within_the_time_of_a_stop(root: P
     assert read_files(root, "forward") == {"a": frozenset()}
 
 
+def test_past_the_stop_timeout_the_journal_covers_the_rest_and_the_last_line_says_how_much(
+    root: Path,
+) -> None:
+    count = 12_000
+    with Server(f"file:{root}", "--stop-timeout", "0.1") as server:
+        with Wire(server.address) as wire:
+            assert wire.exchange_bytes(pipeline(count), count) == b"OK\n" * count
+        begun = time.monotonic()
+        assert server.stop() == 0
+        took = time.monotonic() - begun
+        (last,) = server.events("stopped")
+    assert took < 5
+    assert 0 < last["behind"] <= count
+    assert read_index(root) == chain(count)
+    with Server(f"file:{root}") as server:
+        assert server.wait_for("serving")["packages"] == count
+        assert server.stop() == 0
+    assert read_files(root, "forward") == chain(count)
+    assert read_files(root, "reverse") == reversed_index(chain(count))
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once_and_loses_nothing_acknowledged(
     second: int, root: Path

@@ -33,7 +33,9 @@ def index(db: sqlite3.Connection, name: str, dependencies: list[str]) -> bool:
             return False
     db.execute("INSERT OR IGNORE INTO package VALUES (?)", (name,))
     db.execute("DELETE FROM dependency WHERE package = ?", (name,))
-    db.executemany("INSERT INTO dependency VALUES (?, ?)", [(name, one) for one in set(dependencies)])
+    db.executemany(
+        "INSERT INTO dependency VALUES (?, ?)", [(name, one) for one in set(dependencies)]
+    )
     db.execute("COMMIT")
     return True
 

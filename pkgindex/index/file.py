@@ -173,8 +173,9 @@ class FileIndex(Index):
             self._quiet.set()
         self.settled = ticket
         self._behind.settled(ticket)
-        over = self._journal.size > self._journal_limit
-        if over:
+        size = self._journal.size
+        over = size > self._journal_limit
+        if size > self._journal_limit // 2:
             self._behind.hurry()
         self.congested = over or self._graph.full
         self._tell_settled()

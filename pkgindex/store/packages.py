@@ -17,6 +17,7 @@ Errors: the first OSError is final (rule W7); `failed` is told, once, from this 
 
 import errno
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,8 +30,13 @@ from pkgindex.store.mount import Mount, Staging
 
 __all__ = ["WriteBehind", "write_all_files"]
 
-# Package files lag at most about this far behind; changes of one package within it cost one write.
+# A round begins when no change has come for a second. While they pour in, one begins all the same after
+# ten: until then the changes of a package cost one write, and a load has the machine to itself.
 INTERVAL_SECONDS = 1.0
+LONGEST_LAG_SECONDS = 10.0
+
+# Package files can wait, clients cannot: what their threads are worth beside the others (nice(2)).
+NICENESS = 10
 
 # The files that are on their way between two syncs: enough to spread a syncfs's cost thin, few enough
 # for their contents to be held in memory (about 100 bytes each).
@@ -65,7 +71,7 @@ class WriteBehind:
         self._failed = failed
         self._local = is_local(staging.fd)
         self._folders = [Folders(mount.root, shards) for _ in range(WRITERS[self._local])]
-        self._pool = ThreadPoolExecutor(len(self._folders), thread_name_prefix="files")
+        self._pool = ThreadPoolExecutor(len(self._folders), "files", _be_nice)
         self._wake = threading.Condition()
         self._stop_by: float | None = None
         self._hurry = False
@@ -90,7 +96,7 @@ class WriteBehind:
             self._wake.notify_all()
 
     def hurry(self) -> None:
-        """Begin a round at once: the journal has grown to its limit."""
+        """Begin a round at once: the journal grows towards its limit."""
         with self._wake:
             self._hurry = True
             self._wake.notify_all()
@@ -120,6 +126,9 @@ class WriteBehind:
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        _be_nice()
+        last = time.monotonic()
+        changes = self._graph.changes
         try:
             self._journal.drop_older_epochs()
             while True:
@@ -127,9 +136,14 @@ class WriteBehind:
                     self._wake.wait_for(lambda: self._hurry or self._stop_by, INTERVAL_SECONDS)
                     stopping = self._stop_by is not None
                     hurried, self._hurry = self._hurry, False
+                before, changes = changes, self._graph.changes
+                lag = time.monotonic() - last
+                if before != changes and lag < LONGEST_LAG_SECONDS and not hurried and not stopping:
+                    continue
                 self._release_owed()
                 if (self._graph.dirty or hurried) and not self._round():
                     return
+                last = time.monotonic()
                 if stopping and (self._late() or not self._graph.dirty + self._graph.owed):
                     return
         except Exception as error:  # noqa: BLE001  # whatever it is, the loop must hear of it
@@ -228,6 +242,10 @@ class WriteBehind:
 
         started = [self._pool.submit(one, first) for first in range(min(width, len(pieces)))]
         return sum(not done.result() for done in started) == 0
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def write_all_files(

@@ -7,6 +7,7 @@ and the test must pass, each other name breaks the one rule and the same test mu
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pkgindex.errors import StoreDamaged
+from pkgindex.errors import PkgindexError, StoreDamaged
 from pkgindex.store import claim as claiming
 from pkgindex.store import journal as journaling
 from pkgindex.store import recovery
@@ -26,7 +27,7 @@ from tests.store.writer import Writer, index_of, made, recovered_index
 
 Patch = pytest.MonkeyPatch
 
-WHAT_FAILS_A_TEST = (AssertionError, pytest.fail.Exception, StoreDamaged, Withdrawn, OSError)
+WHAT_FAILS_A_TEST = (AssertionError, pytest.fail.Exception, PkgindexError, Withdrawn, OSError)
 
 
 @contextmanager
@@ -467,6 +468,33 @@ def test_c4_a_segment_that_stays_away_is_damage_and_named(root: Path, gone: int)
     (root / "journal" / segment(1, gone)).unlink()
     with pytest.raises(StoreDamaged, match=segment(1, gone)):
         recovered_index(root)
+
+
+@pytest.mark.usefixtures("behind_a_cache")
+@mutants("the first listing is believed")
+@pytest.mark.parametrize("errno_", [errno.ENOENT, errno.ESTALE])
+def test_c4_a_package_file_that_is_listed_and_not_found_means_list_again(
+    root: Path, errno_: int, mutant: str, monkeypatch: Patch
+) -> None:
+    with Writer(root) as old:
+        old.ask("INDEX|a|", "INDEX|b|a")
+        old.write_files()
+    if mutant:
+        monkeypatch.setattr(recovery, "PATIENCE_SECONDS", 0)
+    read_folder = recovery.read_folder
+    stale = 3
+
+    def read(path: str, kind: str, *where: int) -> tuple[bytes, int, list[tuple[str, str]]]:
+        nonlocal stale
+        lines, count, wrong = read_folder(path, kind, *where)
+        if stale and lines.startswith(b"+a|"):
+            stale -= 1
+            return b"", count, [("a", f"OSError open: {os.strerror(errno_)}")]
+        return lines, count, wrong
+
+    monkeypatch.setattr(recovery, "read_folder", read)
+    with caught(mutant):
+        assert recovered_behind(Mount(str(root))) == {"a": [], "b": ["a"]}
 
 
 # --- C5 to C8: replaying and owning -----------------------------------------------------------------
