@@ -104,7 +104,7 @@ class Bench:
         return results
 
     def place(self, workload: Workload, number: int, server: Server) -> Path:
-        """A durable run's folder: a new one, but that making a cluster of PostgreSQL takes longer than a run."""
+        """A durable run's folder: a new one, except that a cluster of PostgreSQL takes long to make."""
         kept = isinstance(server, InProcess)
         return self.folder / (f"{workload.name}-{server.name}" + ("" if kept else f"-{number}"))
 
@@ -134,8 +134,8 @@ def show(workload: Workload, number: int, server: Server, one: dict[str, Any]) -
         else ""
     )
     print(
-        f"{workload.name:18} {number + 1} {server.name:16} {one['rate']:12,.0f}/s  p50 {latency['p50']:9,.1f} µs"
-        f"  p99 {latency['p99']:9,.1f} µs{cpu}{strangers}",
+        f"{workload.name:18} {number + 1} {server.name:16} {one['rate']:12,.0f}/s"
+        f"  p50 {latency['p50']:9,.1f} µs  p99 {latency['p99']:9,.1f} µs{cpu}{strangers}",
         file=sys.stderr,
         flush=True,
     )

@@ -170,7 +170,10 @@ def debian_like() -> list[tuple[str, list[str]]]:
     ]
     packages: list[tuple[str, list[str]]] = []
     for i in range(63_436):
-        name = f"{draw.choice(syllables)}{draw.choice(syllables)}{draw.randrange(10**6):06x}{'-dev' * (i % 3 == 0)}"
+        ending = "-dev" if i % 3 == 0 else ""
+        name = (
+            f"{draw.choice(syllables)}{draw.choice(syllables)}{draw.randrange(10**6):06x}{ending}"
+        )
         wanted = min(i, int(draw.expovariate(1 / 4.9)))
         # Popularity falls as a power: the first packages of the table are its libc and its python.
         low = {int(i * draw.random() ** 4) for _ in range(wanted)}

@@ -77,7 +77,8 @@ def threads(pid: int) -> list[str]:
         name = (task / "comm").read_text().strip()
         slept, pushed = (int(number) for number in switches)
         lines.append(
-            f"  {name:16} user {user:6.2f} s, system {system:6.2f} s, slept {slept:,}, pushed aside {pushed:,} times"
+            f"  {name:16} user {user:6.2f} s, system {system:6.2f} s,"
+            f" slept {slept:,} and was pushed aside {pushed:,} times"
         )
     return lines
 

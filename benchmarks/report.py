@@ -79,8 +79,8 @@ def markdown(document: dict[str, Any], titles: dict[str, str]) -> str:
             rates = [figure(one, "rate") for one in rounds]
             times = "" if name == OURS or not ours else f"{ratio(ours, rounds):.2f} ×"
             lines.append(
-                f"| {workload.title} | {titles[name]} | {middle(rounds):,.0f} | {min(rates):,.0f}–{max(rates):,.0f} "
-                f"| {middle(rounds, 'p50'):,.0f} | {middle(rounds, 'p99'):,.0f} | {times} |"
+                f"| {workload.title} | {titles[name]} | {middle(rounds):,.0f} "
+                f"| {min(rates):,.0f}–{max(rates):,.0f} | {middle(rounds, 'p50'):,.0f} | {middle(rounds, 'p99'):,.0f} | {times} |"
             )
     found = [one for target in TARGETS if (one := judged(results, target))]
     lines += ["", "| figure | target | measured | |", "| --- | --- | ---: | --- |"]

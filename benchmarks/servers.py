@@ -529,12 +529,13 @@ class Postgres(InProcess):
 
     def measure(self, what: str, connections: int, seconds: float) -> Result:
         before = self.indexed()
+        run = time.monotonic_ns()  # names that no earlier run has used
         scripts = {
             "query": rf"\set i random(0, {self.size - 1})"
             "\n"
             "SELECT pkg_query('package-' || lpad((:i)::text, 6, '0'));\n",
             "index": "\\set n :n + 1\n"
-            f"SELECT pkg_index('p-{time.monotonic_ns()}-' || (:client_id)::text || '-' || (:n)::text, '{{}}');\n",
+            f"SELECT pkg_index('p-{run}-' || (:client_id)::text || '-' || (:n)::text, '{{}}');\n",
         }
         script = self.folder / f"{what}.pgbench"
         script.write_text(scripts[what])

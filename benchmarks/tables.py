@@ -27,7 +27,7 @@ def synthetic(size: int) -> Table:
 
 
 def without_effect(table: Table) -> list[tuple[str, str, list[str]]]:
-    """(command, package, dependencies) that change nothing: INDEX as it stands, REMOVE of what others need."""
+    """(command, package, dependencies) without effect: INDEX as it stands, REMOVE of what is needed."""
     needed = {one for _, dependencies in table for one in dependencies}
     messages: list[tuple[str, str, list[str]]] = []
     for name, dependencies in table:
