@@ -6,6 +6,7 @@ comma := ,
 STORE ?= file:./pkgindex-data
 SERVE_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
+BENCH_ARGS ?=
 
 # The first interpreter that is new enough. It is run, not only found: a shim may lead nowhere.
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -17,14 +18,17 @@ HEADERS := $(wildcard pkgindex/*.h pkgindex/store/*.h)
 LINTED := pkgindex tests $(wildcard benchmarks) setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: help serve build test testinstalled check bench sdist sanitize clean tools
+.PHONY: help serve build test testinstalled check bench bench-quick bench-core profile sdist sanitize clean tools
 
 help:
 	@echo "make serve          build, then serve on port 8080 of this machine from $(STORE)"
 	@echo "make test           build, then run the tests"
 	@echo "make testinstalled  run the tests against what a user gets: the sdist, installed"
 	@echo "make check          lint and type-check"
-	@echo "make bench          measure this machine's rates"
+	@echo "make bench          measure this machine's rates, and those of other servers, in turns"
+	@echo "make bench-quick    the same against the machine's limits alone, in a minute"
+	@echo "make bench-core     measure the core alone: ns a message, bytes a package"
+	@echo "make profile        show where the server's time goes (needs perf)"
 	@echo "make sdist          make dist/pkgindex-*.tar.gz"
 	@echo "make sanitize       run the tests of the compiled parts under ASan and UBSan"
 	@echo "make clean          remove what was built (not the index)"
@@ -43,8 +47,17 @@ check: $(VENV)/.with-dev
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON_SOURCES)
 
-bench: $(VENV)/.with-load
-	$(BIN)/python benchmarks/bench.py
+bench: $(VENV)/.with-bench
+	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
+
+bench-quick: $(VENV)/.built
+	$(BIN)/python benchmarks/bench.py --quick $(BENCH_ARGS)
+
+bench-core: $(VENV)/.with-bench
+	$(BIN)/python benchmarks/core.py $(BENCH_ARGS)
+
+profile: $(VENV)/.built
+	$(BIN)/python benchmarks/where.py $(BENCH_ARGS)
 
 sdist: $(VENV)/.with-test
 	rm -rf dist
