@@ -78,10 +78,10 @@ def markdown(document: dict[str, Any], titles: dict[str, str]) -> str:
         for name, rounds in sorted(measured.items(), key=lambda pair: -middle(pair[1])):
             rates = [figure(one, "rate") for one in rounds]
             times = "" if name == OURS or not ours else f"{ratio(ours, rounds):.2f} ×"
-            lines.append(
-                f"| {workload.title} | {titles[name]} | {middle(rounds):,.0f} "
-                f"| {min(rates):,.0f}–{max(rates):,.0f} | {middle(rounds, 'p50'):,.0f} | {middle(rounds, 'p99'):,.0f} | {times} |"
-            )
+            spread = f"{min(rates):,.0f}–{max(rates):,.0f}"
+            latencies = f"{middle(rounds, 'p50'):,.0f} | {middle(rounds, 'p99'):,.0f}"
+            head = f"| {workload.title} | {titles[name]} | {middle(rounds):,.0f}"
+            lines.append(f"{head} | {spread} | {latencies} | {times} |")
     found = [one for target in TARGETS if (one := judged(results, target))]
     lines += ["", "| figure | target | measured | |", "| --- | --- | ---: | --- |"]
     for what, wanted, value, met in found:
