@@ -61,12 +61,9 @@ def test_a_full_window_stops_reading_from_the_socket() -> None:
     with Inside(index, window=3) as inside, Wire(inside.address) as wire:
         sender = send_all(wire, b"INDEX|a|\n" * 2_000_000)
         inside.wait_until(lambda: index.asked() == 3)
-        (connection,) = inside.hub.connections
-        # What may lie here is one chunk; the rest is in the kernel and in the client.
-        kept = inside.wait_while_it_moves(lambda: connection._filled)
-        assert 0 < kept <= CHUNK
+        # Far more than the kernel holds for it: the sender would be done if the server went on.
+        assert inside.wait_while_it_moves(index.asked) == 3
         assert sender.is_alive()
-        assert index.asked() == 3
         wire.socket.shutdown(socket.SHUT_RDWR)
         sender.join()
 
@@ -133,12 +130,10 @@ def test_replies_behind_a_waiting_change_are_bounded_and_all_come_in_the_end() -
         wire.send(b"INDEX|a|\n")
         inside.wait_until(lambda: index.asked() == 1)
         sender = send_all(wire, b"QUERY|x|\n" * count)
-        (connection,) = inside.hub.connections
         answered = inside.wait_while_it_moves(index.asked)
-        assert answered < count
-        # What may be held, the replies to one chunk more, and the change's own.
-        assert connection._held <= HELD + CHUNK // 9 * 5 + 3
-        assert (answered - 1) * 5 <= HELD + CHUNK
+        # What may be held, and the replies to one chunk more.
+        assert HELD < (answered - 1) * len(FAIL) <= HELD + CHUNK // len(b"QUERY|x|\n") * len(FAIL)
+        assert sender.is_alive()
         inside.settle()
         assert wire.exchange_bytes(b"", count + 1) == OK + FAIL * count
         sender.join()
@@ -150,10 +145,6 @@ def test_a_client_that_reads_nothing_is_read_no_further() -> None:
         sender = send_all(wire, b"QUERY|x|\n" * 3_000_000)
         answered = inside.wait_while_it_moves(index.asked, 0.3)
         assert answered < 3_000_000
-        (connection,) = inside.hub.connections
-        transport = connection._transport
-        assert transport is not None
-        assert inside.do(transport.get_write_buffer_size) < 1 << 20
         with Wire(inside.address) as other:
             assert other.ask(b"QUERY|x|") == FAIL
         # It reads at last: nothing is lost.
