@@ -377,7 +377,9 @@ async def life(
         history.calls.clear()
         before = as_index(model.packages)
         talking = asyncio.ensure_future(talk_all(crowd, history, address))
-        await asyncio.sleep(0.1 + chance.random() / 20)
+        goal = chance.randrange(300, 600)
+        while history.answered < goal:  # not for a time: a busy machine would say less in it
+            await asyncio.sleep(0.002)
         after = disk.crash()
         await talking
     return history, before, after
@@ -393,7 +395,6 @@ def lives(
     """Give what is wrong with each life of a server."""
     for seed in range(LIVES):
         history, before, after = asyncio.run(life(model(), conversation, disk, seed))
-        assert history.answered > 100
         yield [violation.what for violation in judge(history.calls, before, after)]
 
 
