@@ -178,8 +178,10 @@ def explained(sent: list[Sent], package: str, found: frozenset[str] | None, befo
 class World:
     """One store, its server's lives, and everybody who uses it."""
 
-    def __init__(self, root: Path, seed: int) -> None:
+    def __init__(self, root: Path, seed: int, mutation: str = "") -> None:
+        """`mutation`: Python that breaks the product first."""
         self.root = root
+        self.mutation = mutation
         self.random = random.Random(seed)
         self.owners = [Owner(n, random.Random(seed * 100 + n)) for n in range(OWNERS)]
         self.rivals = [Rival(n, random.Random(seed * 100 + 50 + n)) for n in range(RIVALS)]
@@ -190,7 +192,12 @@ class World:
     def server(self) -> Server:
         # The smallest limit makes rounds begin every few milliseconds, a large one none at all.
         limit = self.random.choice(("64k", "1g"))
-        return Server(f"file:{self.root}", "--journal-limit", limit)
+        server = Server(f"file:{self.root}", "--journal-limit", limit)
+        if self.mutation:
+            place = server._command.index("-m")
+            run = f"{self.mutation}\nfrom pkgindex.cli import main; main()"
+            server._command[place : place + 2] = ["-c", run]
+        return server
 
     def kill_at_start(self) -> None:
         """Kill a server some time after its start: before, in or after its recovery."""
@@ -237,6 +244,10 @@ class World:
             self.kills += 1
             assert not failures, failures
         self.hear_witnesses(read_index(self.root))
+
+    def live_and_die_often(self, times: int) -> None:
+        for _ in range(times):
+            self.live_and_die()
 
     def hear_witnesses(self, index: Index) -> None:
         """Judge what the files hold against what everybody was told."""
@@ -308,3 +319,36 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_half_there_after_a_kill(
         else:
             world.live_and_die()
     world.stop_at_last()
+
+
+BREACHES = {
+    "the last batch is not replayed": (
+        "import pkgindex.store.recovery as r\n"
+        "def replay(*where, whole=r.replay_lines):\n"
+        "    parts, *rest = whole(*where)\n"
+        "    return (parts[:-1], *rest)\n"
+        "r.replay_lines = replay"
+    ),
+    "answers do not wait for their commit": (
+        "from pkgindex.index.file import FileIndex\n"
+        "def apply(self, batch, waits=FileIndex.apply):\n"
+        "    answers = waits(self, batch)\n"
+        "    if isinstance(answers, bytes): return answers\n"
+        "    return b''.join(replies for _, replies, _ in answers)\n"
+        "FileIndex.apply = apply\n"
+        # As on a disk that takes its time.
+        "import time, pkgindex.store.journal as j\n"
+        "def submit(self, *what, now=j.Journal.submit):\n"
+        "    import threading\n"
+        "    threading.Timer(0.05, now, (self, *what)).start()\n"
+        "j.Journal.submit = submit"
+    ),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES.values(), ids=BREACHES)
+def test_the_witnesses_notice_a_server_that_loses_something(breach: str, tmp_path: Path) -> None:
+    world = World(tmp_path / "index", 1, breach)
+    with pytest.raises(AssertionError) as noticed:
+        world.live_and_die_often(8)
+    assert not isinstance(noticed.value, ServerFailed), noticed.value
