@@ -93,9 +93,12 @@ class Traced(Server):
         *options: str,
         calls: str = STORE_CALLS,
         inject: Sequence[str] = (),
+        only: Sequence[str] = (),
         mutation: str = "",
     ) -> None:
-        """`inject` as strace's option of that name; `mutation`: Python that breaks the product first."""
+        """`inject` as strace's option of that name; `mutation`: Python that breaks the product first.
+
+        `only`: paths; calls that are about none of them are neither seen nor made to fail."""
         super().__init__(store, *options)
         if mutation:
             place = self._command.index("-m")
@@ -114,6 +117,8 @@ class Traced(Server):
             "-e",
             f"trace={calls}",
         ]
+        for path in only:
+            strace += ["-P", path]
         for one in inject:
             strace += ["-e", f"inject={one}"]
         place = self._command.index("KILL") + 1 if "KILL" in self._command else 0
