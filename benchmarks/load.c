@@ -34,7 +34,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -111,14 +110,7 @@ static uint64_t open_connections, closed_early, unanswered, remaining;
 static bool ending;
 static char inbox[REPLY + INBOX + REPLY];
 
-static void die(int code, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    exit(code);
-}
+#define die(code, ...) (fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), exit(code))
 
 static void *room(size_t count, size_t size)
 {
@@ -171,10 +163,10 @@ static void record(struct stream *s, uint64_t ns, uint64_t times)
 static double percentile(const struct stream *s, double share)
 {
     uint64_t wanted = (uint64_t)(share * (double)s->within), seen = 0;
-    for (unsigned i = 0; i < BUCKETS; i++)
-        if ((seen += s->histogram[i]) > wanted)
-            return bucket_middle(i) < (double)s->longest ? bucket_middle(i) : (double)s->longest;
-    return (double)s->longest;
+    unsigned i = 0;
+    while (i < BUCKETS - 1 && (seen += s->histogram[i]) <= wanted)
+        i++;
+    return bucket_middle(i) < (double)s->longest ? bucket_middle(i) : (double)s->longest;
 }
 
 /* --- sources ------------------------------------------------------------------------------------ */
@@ -263,8 +255,7 @@ static void fill(struct connection *c)
     struct stream *s = c->stream;
     uint64_t wanted = c->allowed - c->sent;
     if (s->file) {
-        if (wanted > s->messages - c->cursor)
-            wanted = s->messages - c->cursor;
+        wanted = wanted < s->messages - c->cursor ? wanted : s->messages - c->cursor;
         c->out = s->bytes + s->offsets[c->cursor];
         c->out_size = s->offsets[c->cursor + wanted] - s->offsets[c->cursor];
         c->cursor = (c->cursor + wanted) % s->messages;
@@ -285,9 +276,7 @@ static void fill(struct connection *c)
 
 static void watch(struct connection *c, int operation, uint32_t what)
 {
-    struct epoll_event event = {.events = what, .data.ptr = c};
-    if (epoll_ctl(poller, operation, c->fd, &event) != 0)
-        die(2, "epoll_ctl: %s", strerror(errno));
+    epoll_ctl(poller, operation, c->fd, &(struct epoll_event){.events = what, .data.ptr = c});
 }
 
 static void lose(struct connection *c)

@@ -104,12 +104,13 @@ def plot(document: dict[str, Any], titles: dict[str, str], path: Path) -> bool:
         return False
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     shown = [w for w in WORKLOADS if w.name in document["results"] and not w.rate]
     columns = 2
     rows = -(-len(shown) // columns)
     drawing, axes = plt.subplots(
-        rows, columns, figsize=(13, 2.6 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(14, 2.6 * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
@@ -120,8 +121,9 @@ def plot(document: dict[str, Any], titles: dict[str, str], path: Path) -> bool:
         bars = axis.barh([titles[name].replace("`", "") for name, _ in pairs], rates, color=colours)
         axis.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize=8)
         axis.set_xscale("log")
-        axis.set_xlim(right=max(rates) * 6)
-        axis.set_title(workload.title, fontsize=10)
+        axis.set_xlim(min(rates) / 4, max(rates) * 6)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(workload.title, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     drawing.suptitle("messages a second, logarithmic")
