@@ -221,9 +221,7 @@ static void read_messages(struct stream *s)
         memcpy(s->bytes + s->offsets[i], data + starts[order[i]], length);
         s->offsets[i + 1] = s->offsets[i] + length;
     }
-    free(order);
-    free(starts);
-    free(data);
+    free(order), free(starts), free(data);
 }
 
 static char *put_number(char *p, uint64_t value, int digits)
