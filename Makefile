@@ -14,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	$$p -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo $$p; break; }; done)
 
 CYTHON_SOURCES := $(wildcard $(foreach e,pyx pxd pxi,pkgindex/*.$e pkgindex/store/*.$e))
+COMPILED_PYTHON := pkgindex/protocol.py
 HEADERS := $(wildcard pkgindex/*.h pkgindex/store/*.h)
 LINTED := pkgindex tests $(wildcard benchmarks) setup.py
 
@@ -83,7 +84,7 @@ $(VENV)/.made: | tools
 	@touch $@
 
 # Editable: the sources of this checkout run, and only a changed extension is built again.
-$(VENV)/.built: $(VENV)/.made setup.py pyproject.toml $(CYTHON_SOURCES) $(HEADERS)
+$(VENV)/.built: $(VENV)/.made setup.py pyproject.toml $(CYTHON_SOURCES) $(COMPILED_PYTHON) $(HEADERS)
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""The two compiled extensions of pkgindex; everything else is in pyproject.toml.
+"""The compiled extensions of pkgindex; everything else is in pyproject.toml.
 
 Each build translates the Cython source anew: a `.c` left over from other directives, another Cython
 or the debug build is never reused. The C goes to the build directory, so the tree stays clean.
@@ -91,11 +91,11 @@ class Build(build_ext):
         super().run()
 
 
-def extension(name: str, *, parts: str = "") -> Extension:
+def extension(source: str, *, parts: str) -> Extension:
     """Describe one extension module; `parts` is a glob of the files that its source includes."""
     return Extension(
-        name,
-        [name.replace(".", "/") + ".pyx"],
+        source.rpartition(".")[0].replace("/", "."),
+        [source],
         depends=sorted([*glob(parts), "pkgindex/_crc32c.h"]),
         include_dirs=["pkgindex"],
         define_macros=macros,
@@ -107,7 +107,8 @@ def extension(name: str, *, parts: str = "") -> Extension:
 setup(
     cmdclass={"build_ext": Build},
     ext_modules=[
-        extension("pkgindex._core", parts="pkgindex/_*.px[id]"),
-        extension("pkgindex.store._disk", parts="pkgindex/store/_*.px[id]"),
+        extension("pkgindex/_core.pyx", parts="pkgindex/_*.px[id]"),
+        extension("pkgindex/store/_disk.pyx", parts="pkgindex/store/_*.px[id]"),
+        extension("pkgindex/protocol.py", parts="pkgindex/*.pxd"),  # by the types in protocol.pxd
     ],
 )

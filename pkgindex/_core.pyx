@@ -37,6 +37,7 @@ cdef extern from *:
     """
     ctypedef unsigned long long uint128_t    # 128 bits in truth; Cython only needs "an integer"
     int __builtin_clz(unsigned int x) nogil
+    const void *memrchr(const void *p, int c, size_t n) nogil    # a GNU function: _GNU_SOURCE is Python's
     void prefetch "__builtin_prefetch"(const void *p) nogil
 
 include "_arena.pxi"
@@ -78,19 +79,14 @@ cdef class Batch:
     Iterating gives each message as (command, package, dependencies), or None for a malformed one:
     for an Index that does not stand on Graph. It reads by the same rules, `room` included.
     """
-    cdef public bytearray buffer
-    cdef public Py_ssize_t start
-    cdef public Py_ssize_t stop
-    cdef public long room
-    cdef public long changes
-    cdef readonly size_t max_line
-
     def __init__(self, size_t max_line=1 << 20):
         self.max_line = max_line
         self.buffer = bytearray()
 
-    def load(self, bytearray buffer not None, Py_ssize_t start, Py_ssize_t stop, long room):
+    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room):
         """Point the batch at `buffer[start:stop]`. Raises ValueError if that does not end in a newline."""
+        if buffer is None:
+            raise TypeError("a batch needs a buffer")
         if not 0 <= start < stop <= len(buffer) or PyByteArray_AS_STRING(buffer)[stop - 1] != c'\n':
             raise ValueError("a batch is a non-empty run of complete lines")
         self.buffer = buffer
@@ -127,6 +123,7 @@ cdef class Graph:
 
     With `journalled`, every change also leaves a redo line, dirty files and a ticket:
 
+    - `wake()`, the caller's, is called when there is something to seal;
     - `seal()` closes the open commit and gives its redo lines; `settle(ticket)` says it is durable.
     - `take_dirty()` and `render()` give the packages whose files lag behind, and their contents.
     - `replay()` applies redo lines unjudged; `effect()` writes those that the dirty files need.
@@ -149,6 +146,7 @@ cdef class Graph:
     cdef uint32_t entries     # that it has so far
     cdef readonly bint journalled
     cdef readonly bint asked       # an answer rests on the open commit
+    cdef public object wake        # called when that becomes so, and when the open commit is full
     cdef readonly uint64_t ticket  # of the open commit
     cdef readonly uint64_t settled
     cdef readonly uint64_t changes  # changes made so far: the number of the last one
@@ -191,7 +189,7 @@ cdef class Graph:
         cdef Message *m
         cdef int parsed, i, outcome = OK
         cdef uint64_t rests
-        cdef bint full = False
+        cdef bint full = False, asked = self.asked
         self.replies.size = 0
         self.work = 0
         segment.ticket = 0
@@ -240,6 +238,8 @@ cdef class Graph:
                     self.replies.size += 6
                 segment.end = self.replies.size
         batch.start = p - base
+        if self.wake is not None and (self.asked > asked or self.redo.size > REDO_LIMIT):
+            self.wake()
         if segment == segments and segment.ticket == 0:
             if self.replies.size <= 6:
                 return (REPLY_OK if self.replies.size == 3 and outcome == OK else
@@ -710,7 +710,7 @@ cdef class Graph:
         """Number the next change `changes` + 1."""
         self.changes = changes
 
-    def dangling(self, size_t limit=10):
+    def dangling(self, Py_ssize_t limit=10):
         """Up to `limit` (package, dependency) pairs whose dependency is not indexed; [] in a sound index."""
         found = []
         for handle in self.all_handles():
@@ -844,6 +844,17 @@ cdef inline int expect(bint holds, str name, str otherwise) except -1:
     if not holds:
         raise AssertionError(f"{name} {otherwise}")
     return 0
+
+
+cpdef Py_ssize_t lines_end(bytearray buffer, Py_ssize_t start, Py_ssize_t end) except -1:
+    """Where the complete lines of buffer[start:end] end: behind its last newline; 0 if it has none."""
+    cdef const char *base
+    cdef const void *found
+    if buffer is None or not 0 <= start <= end <= len(buffer):
+        raise ValueError("no such part of the buffer")
+    base = PyByteArray_AS_STRING(buffer)
+    found = memrchr(base + start, c'\n', end - start)
+    return <const char *>found - base + 1 if found != NULL else 0
 
 
 def crc32c(data, uint32_t start=0):

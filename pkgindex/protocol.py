@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """One client's connection: bytes in, complete lines to the Index, replies out in order.
 
 Rules:
@@ -30,7 +31,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import cast
 
-from pkgindex._core import Batch
+from pkgindex._core import Batch, lines_end
 from pkgindex.config import Settings
 from pkgindex.errors import PkgindexError, StoreFailed
 from pkgindex.index import Answers, Index, Piece
@@ -56,6 +57,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop, index: Index, settings: Settings) -> None:
         self.loop = loop
         self.index = index
+        self._apply = index.apply
         self.window = settings.window
         self.max_line = settings.max_line
         self.max_clients = settings.max_clients
@@ -135,33 +137,23 @@ class State(Enum):
     DRAINING = "draining"
 
 
-class Connection(asyncio.BufferedProtocol):
-    """A client, from connection_made to connection_lost."""
+LINES, SKIPPING, ENDED, DRAINING = State
 
-    __slots__ = (
-        "_blocked",
-        "_buffer",
-        "_error_due",
-        "_filled",
-        "_held",
-        "_hub",
-        "_lines",
-        "_paused",
-        "_state",
-        "_transport",
-        "_unanswered",
-        "_waiting",
-        "_yielding",
-        "seen",
-    )
+
+class Connection:
+    """A client, from connection_made to connection_lost: an asyncio.BufferedProtocol.
+
+    Not by inheritance: where compiled (protocol.pxd), it is a C structure with typed fields.
+    """
 
     def __init__(self, hub: "Hub") -> None:
         self._hub = hub
         self._transport: asyncio.Transport | None = None
+        self._write: Callable[[bytes | bytearray], None]
         self._buffer: bytearray | None = None  # own, while something is pending
         self._filled = 0  # bytes in it
         self._lines = 0  # how many of these are complete lines that wait for room in the window
-        self._state = State.LINES
+        self._state = LINES
         self._waiting: deque[Piece] = deque()
         self._held = 0  # bytes of replies in `_waiting`
         self._unanswered = 0  # INDEX and REMOVE among them
@@ -176,6 +168,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the hub, or be closed without a byte if it is full."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own are not subclasses
+        self._write = self._transport.write
         if not self._hub.join(self):
             self._transport.abort()
 
@@ -212,19 +205,19 @@ class Connection(asyncio.BufferedProtocol):
         assert buffer is not None
         end = before + nbytes
         start = 0
-        if self._state is not State.LINES:
-            if self._state is not State.SKIPPING:
+        if self._state is not LINES:
+            if self._state is not SKIPPING:
                 return  # draining: dropped unread
             start = buffer.find(b"\n", before, end) + 1
             if not start:
                 return
-            self._state = State.LINES
+            self._state = LINES
             hub.unfinished.pop(self, None)
         if nbytes == CHUNK:
             # It filled the buffer, so there is more: let the others have their turn first.
             self._yielding = True
             hub.loop.call_soon(self._go_on)
-        cut = buffer.rfind(b"\n", start or before, end) + 1
+        cut = lines_end(buffer, start or before, end)
         stop = self._process(buffer, start, cut) if cut else start
         if stop == end and not self._filled:
             if hub.unfinished:
@@ -236,7 +229,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The client sends no more: answer what it sent, then close."""
-        self._state = State.ENDED
+        self._state = ENDED
         self._hub.unfinished.pop(self, None)
         self._finish()
         return True
@@ -260,13 +253,13 @@ class Connection(asyncio.BufferedProtocol):
         room = 0 if index.congested else self._hub.window - self._unanswered
         batch.load(buffer, start, stop, room)
         try:
-            answers = index.apply(batch)
+            answers = self._hub._apply(batch)
         except MemoryError as error:
             self._hub.out_of_memory(error)
             return stop
         if type(answers) is bytes and not self._waiting:
             if answers and self._transport is not None:
-                self._transport.write(answers)
+                self._write(answers)
         else:
             self._hold(answers)
         return batch.start
@@ -279,7 +272,7 @@ class Connection(asyncio.BufferedProtocol):
             ticket, replies, changes = piece
             if not self._waiting and ticket <= settled:
                 if replies and self._transport is not None:
-                    self._transport.write(replies)
+                    self._write(replies)
             else:
                 self._waiting.append(piece)
                 self._held += len(replies) if type(replies) is bytes else 0
@@ -292,14 +285,14 @@ class Connection(asyncio.BufferedProtocol):
         hub = self._hub
         lines = max(0, cut - start)
         partial = end - start - lines
-        if partial and (cut or self not in hub.unfinished) and self._state is not State.ENDED:
+        if partial and (cut or self not in hub.unfinished) and self._state is not ENDED:
             hub.unfinished[self] = hub.now
-        elif not partial and self._state is not State.SKIPPING:
+        elif not partial and self._state is not SKIPPING:
             hub.unfinished.pop(self, None)
         if partial > hub.max_line:
             # The rest of this line will be dropped as it comes. Its answer may have to wait its turn.
             hub.skipped += 1
-            self._state = State.SKIPPING
+            self._state = SKIPPING
             end -= partial
             if lines:
                 self._error_due = True
@@ -331,8 +324,8 @@ class Connection(asyncio.BufferedProtocol):
             self._held -= len(replies) if type(replies) is bytes else 0
             self._unanswered -= changes
         if ready and self._transport is not None:
-            self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
-        if self._lines or self._paused or self._state is not State.LINES:
+            self._write(ready[0] if len(ready) == 1 else b"".join(ready))
+        if self._lines or self._paused or self._state is not LINES:
             self._steer()
         return bool(waiting) or self._lines > 0
 
@@ -353,7 +346,7 @@ class Connection(asyncio.BufferedProtocol):
             and not self._hub.index.congested
         ):
             self._take_up()
-        if self._state in (State.ENDED, State.DRAINING):
+        if self._state in (ENDED, DRAINING):
             self._finish()
             return
         stop = self._blocked or self._yielding or self._lines > 0 or self._held > HELD
@@ -384,7 +377,7 @@ class Connection(asyncio.BufferedProtocol):
         """Close once all is answered; a client that ended its side needs no more than that."""
         if self._lines or self._waiting or self._transport is None:
             return
-        if self._state is State.ENDED:
+        if self._state is ENDED:
             self._transport.close()
 
     # --- from the hub -----------------------------------------------------------------------------
@@ -392,8 +385,8 @@ class Connection(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """The server stops: answer what was received, then end the connection."""
         self._hub.unfinished.pop(self, None)
-        if self._state is not State.ENDED:
-            self._state = State.DRAINING
+        if self._state is not ENDED:
+            self._state = DRAINING
         self._steer()
 
     def drained(self) -> bool:

@@ -1,0 +1,14 @@
+# What protocol.py, where it is compiled, calls without going through Python.
+
+cdef class Batch:
+    cdef public bytearray buffer
+    cdef public Py_ssize_t start
+    cdef public Py_ssize_t stop
+    cdef public long room
+    cdef public long changes
+    cdef readonly size_t max_line
+
+    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room)
+
+
+cpdef Py_ssize_t lines_end(bytearray buffer, Py_ssize_t start, Py_ssize_t end) except -1

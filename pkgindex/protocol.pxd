@@ -1,0 +1,45 @@
+# What makes protocol.py a compiled module: the types of its fields, and which calls need no Python.
+#
+# The same file runs uncompiled, only slower: at one message a read, half of what a message costs
+# beside the system calls is the interpreter.
+
+from pkgindex._core cimport Batch, lines_end
+
+cdef object LINES, SKIPPING, ENDED, DRAINING
+
+
+cdef class Hub:
+    cdef readonly object loop, index
+    cdef readonly long window
+    cdef readonly Py_ssize_t max_line, max_clients
+    cdef readonly Batch batch
+    cdef object _apply
+    cdef readonly bytearray shared
+    cdef readonly object shared_view, first_view
+    cdef readonly double now
+    cdef readonly set connections
+    cdef readonly dict waiting, unfinished
+    cdef readonly long accepted, refused, late, idle
+    cdef public long skipped
+    cdef public object failed
+
+
+cdef class Connection:
+    cdef Hub _hub
+    cdef object _transport, _write
+    cdef bytearray _buffer
+    cdef Py_ssize_t _filled, _lines
+    cdef object _state
+    cdef object _waiting
+    cdef Py_ssize_t _held
+    cdef long _unanswered
+    cdef bint _error_due, _blocked, _yielding, _paused
+    cdef public double seen
+
+    cdef Py_ssize_t _process(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop) except -1
+    cdef _hold(self, answers)
+    cdef _keep(self, bytearray buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t cut)
+    cpdef bint release(self, settled) except -1
+    cdef _steer(self)
+    cdef _take_up(self)
+    cdef _finish(self)
