@@ -72,7 +72,7 @@ class Life:
 def left_by_a_kill(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with package files, a journal over them, and an epoch to fence."""
     require_strace()
-    root = tmp_path_factory.mktemp("before") / "index"
+    root = tmp_path_factory.mktemp("before") / "the-store"
     with Server(f"file:{root}") as server:
         with Wire(server.address) as wire:
             wire.ask_all([b"INDEX|left|", b"INDEX|kept|"])
@@ -109,7 +109,7 @@ def live(before: Path, root: Path, *inject: str, only: Sequence[str] = ()) -> Li
 
 @pytest.fixture(scope="module")
 def clean(left_by_a_kill: Path, tmp_path_factory: pytest.TempPathFactory) -> Life:
-    life = live(left_by_a_kill, tmp_path_factory.mktemp("clean") / "index")
+    life = live(left_by_a_kill, tmp_path_factory.mktemp("clean") / "the-store")
     assert life.exit_code == 0
     assert life.acknowledged == CHANGES
     return life
@@ -123,7 +123,7 @@ def places(life: Life, kind: str) -> list[int]:
         match = re.match(rf"(\d+) +{kind}\((.*)", line)
         if match:
             counts[match[1]] = counts.get(match[1], 0) + 1
-            if "/index/" in match[2] and "O_RDONLY|O_NONBLOCK" not in match[2]:
+            if "/the-store/" in match[2] and "O_RDONLY|O_NONBLOCK" not in match[2]:
                 found.add(counts[match[1]])
     return sorted(found)
 
@@ -168,14 +168,17 @@ def fail_each(before: Path, clean: Life, folder: Path, kind: str, number: int | 
     for place in sample(clean, kind, number):
         error = ("EIO", "ENOSPC")[place % 2]
         what = f"{kind} number {place} fails with {error}"
-        root = folder / f"{kind}-{place}" / "index"
+        root = folder / f"{kind}-{place}" / "the-store"
         root.parent.mkdir()
         life = live(before, root, f"{kind}:error={error}:when={place}")
-        if life.injected and not any("/index/" in line for line in life.injected):
-            continue  # it hit a library on its way in: not the store's
-        if life.injected:
-            assert_ended_well(life, what)
+        stored = ["/the-store/" in line for line in life.injected]
+        if any(stored):
+            # Another thread's call of that number may have been Python's own, as it loaded a module.
+            if all(stored):
+                assert_ended_well(life, what)
             assert_silent_after(life, what)
+        elif life.injected:
+            continue  # the store was not touched
         judge(root, life, what)
         shutil.rmtree(root.parent)
 
@@ -192,7 +195,9 @@ def assert_ended_well(life: Life, what: str) -> None:
 def assert_silent_after(life: Life, what: str) -> None:
     """After a failed call of the commit thread no client hears an OK."""
     lines = life.text.splitlines()
-    (at, failed) = next((n, line) for n, line in enumerate(lines) if "(INJECTED)" in line)
+    (at, failed) = next(
+        (n, line) for n, line in enumerate(lines) if "(INJECTED)" in line and "/the-store/" in line
+    )
     if re.search(r"(fdatasync|writev)\(|proof-", failed):
         later = [line for line in lines[at + 1 :] if "socket:" in line and '"OK\\n' in line]
         assert not later, (what, failed, later)
@@ -201,7 +206,7 @@ def assert_silent_after(life: Life, what: str) -> None:
 def kill_at_each(before: Path, clean: Life, folder: Path, kind: str, number: int | None) -> None:
     for place in sample(clean, kind, number):
         what = f"killed in {kind} number {place}"
-        root = folder / f"{kind}-{place}" / "index"
+        root = folder / f"{kind}-{place}" / "the-store"
         root.parent.mkdir()
         life = live(before, root, f"{kind}:signal=KILL:when={place}")
         judge(root, life, what)
@@ -227,7 +232,7 @@ def test_a_file_that_cannot_be_written_ends_the_writer_and_loses_nothing_acknowl
     name: str, left_by_a_kill: Path, tmp_path: Path
 ) -> None:
     """By its path: a thread's n-th write(2) may as well be one that wakes the event loop."""
-    root = tmp_path / "life" / "index"
+    root = tmp_path / "life" / "the-store"
     root.parent.mkdir()
     path = f"{root}/staging/00000003/{name}"
     life = live(left_by_a_kill, root, "write:error=ENOSPC:when=1", only=[path])
