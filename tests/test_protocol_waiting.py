@@ -387,7 +387,7 @@ def test_the_hub_counts_what_it_did() -> None:
             assert wire.receive() == [ERROR]
             with Wire(inside.address) as refused:
                 assert refused.receive_until_closed() == b""
-            assert inside.do(inside.hub.stats) == {
+            expected = {
                 "clients": 1,
                 "accepted": 1,
                 "refused": 1,
@@ -395,4 +395,5 @@ def test_the_hub_counts_what_it_did() -> None:
                 "closed_idle": 0,
                 "skipped_lines": 1,
             }
+            assert expected.items() <= inside.do(inside.hub.stats).items()
         inside.wait_until(lambda: not inside.hub.connections)
