@@ -7,6 +7,7 @@ STORE ?= file:./pkgindex-data
 SERVE_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 BENCH_ARGS ?=
+TORTURE_ARGS ?=
 
 # The first interpreter that is new enough. It is run, not only found: a shim may lead nowhere.
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -19,7 +20,8 @@ HEADERS := $(wildcard pkgindex/*.h pkgindex/store/*.h)
 LINTED := pkgindex tests $(wildcard benchmarks) setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: help serve build test testinstalled check bench bench-quick bench-core profile sdist sanitize clean tools
+.PHONY: help serve build test testinstalled check bench bench-quick bench-core profile sdist sanitize \
+	torture torture-quick torture-long clean tools
 
 help:
 	@echo "make serve          build, then serve on port 8080 of this machine from $(STORE)"
@@ -32,6 +34,8 @@ help:
 	@echo "make profile        show where the server's time goes (needs perf)"
 	@echo "make sdist          make dist/pkgindex-*.tar.gz"
 	@echo "make sanitize       run the tests of the compiled parts under ASan and UBSan"
+	@echo "make torture        run every fault campaign that fits into an hour, whole; torture-quick: all, reduced;"
+	@echo "                    torture-long: the rest (TORTURE_ARGS='--only kill --seed 7' runs one again)"
 	@echo "make clean          remove what was built (not the index)"
 
 serve: $(VENV)/.with-load
@@ -59,6 +63,12 @@ bench-core: $(VENV)/.with-bench
 
 profile: $(VENV)/.built
 	$(BIN)/python benchmarks/where.py $(BENCH_ARGS)
+
+torture: FORM := --full
+torture-quick: FORM := --quick
+torture-long: FORM := --long
+torture torture-quick torture-long: $(VENV)/.with-torture
+	$(BIN)/python -m tests.torture $(FORM) $(TORTURE_ARGS)
 
 sdist: $(VENV)/.with-test
 	rm -rf dist

@@ -33,7 +33,7 @@ class Crowd:
     watchers: int = 4  # as many of them only ask
     neighbourhoods: int = 12
     neighbours: int = 5
-    owned: int = 30  # packages of each client
+    owned: int = 15  # packages of each client
     marks: int = 6
     pause: float = 0.0  # seconds between two pipelines of a client, on average
 
