@@ -6,9 +6,10 @@ cdef class Batch:
     cdef public Py_ssize_t stop
     cdef public long room
     cdef public long changes
+    cdef public bint read_only
     cdef readonly size_t max_line
 
-    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room)
+    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room, bint read_only=*)
 
 
 cpdef Py_ssize_t lines_end(bytearray buffer, Py_ssize_t start, Py_ssize_t end) except -1

@@ -1,7 +1,7 @@
 # The types of _core.pyx; what each thing means stands there.
 
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeAlias
 
 # Anything with a buffer, in the types that exist on every supported Python.
 _Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -12,11 +12,14 @@ class Batch:
     stop: int
     room: int
     changes: int
+    read_only: bool
     @property
     def max_line(self) -> int: ...
     def __init__(self, max_line: int = ...) -> None: ...
-    def load(self, buffer: bytearray, start: int, stop: int, room: int) -> None: ...
-    def __iter__(self) -> Iterator[tuple[str, str, tuple[str, ...]] | None]: ...
+    def load(
+        self, buffer: bytearray, start: int, stop: int, room: int, read_only: bool = ...
+    ) -> None: ...
+    def __iter__(self) -> Iterator[tuple[str, str, tuple[str, ...]] | Literal[False] | None]: ...
 
 class Graph:
     wake: Callable[[], None] | None

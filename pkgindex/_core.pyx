@@ -76,14 +76,19 @@ cdef class Batch:
     would exceed the room, and leaves `start` at the first byte that it did not read and `changes`
     at the number of INDEX and REMOVE messages that it took.
 
-    Iterating gives each message as (command, package, dependencies), or None for a malformed one:
-    for an Index that does not stand on Graph. It reads by the same rules, `room` included.
+    With `read_only` the connection may change nothing: its INDEX and REMOVE are answered FAIL if they
+    are well-formed, need no room and are not counted.
+
+    Iterating gives each message as (command, package, dependencies), None for a malformed one, and
+    False for one that may change nothing: for an Index that does not stand on Graph. It reads by the
+    same rules, `room` included.
     """
     def __init__(self, size_t max_line=1 << 20):
         self.max_line = max_line
         self.buffer = bytearray()
 
-    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room):
+    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room,
+               bint read_only=False):
         """Point the batch at `buffer[start:stop]`. Raises ValueError if that does not end in a newline."""
         if buffer is None:
             raise TypeError("a batch needs a buffer")
@@ -94,6 +99,7 @@ cdef class Batch:
         self.stop = stop
         self.room = room
         self.changes = 0
+        self.read_only = read_only
 
     def __iter__(self):
         cdef const unsigned char *base
@@ -102,13 +108,15 @@ cdef class Batch:
         while self.start < self.stop:
             base = <const unsigned char *>PyByteArray_AS_STRING(self.buffer)
             p = parse(base + self.start, base + self.stop, self.max_line, &m)
-            if m.command == INDEX or m.command == REMOVE:
+            if (m.command == INDEX or m.command == REMOVE) and not self.read_only:
                 if self.changes >= self.room:
                     return
                 self.changes += 1
             self.start = p - base
             if m.command == MALFORMED:
                 yield None
+            elif m.command != QUERY and self.read_only:
+                yield False
             else:
                 yield (
                     "INDEX" if m.command == INDEX else "REMOVE" if m.command == REMOVE else "QUERY",
@@ -206,6 +214,8 @@ cdef class Graph:
                     outcome = self.query(m, &rests)
                 elif m.command == MALFORMED:
                     outcome = ERROR
+                elif batch.read_only:
+                    outcome = FAIL
                 else:
                     if (batch.changes >= batch.room or self.work > WORK_LIMIT
                             or self.redo.size > REDO_LIMIT):
@@ -224,7 +234,7 @@ cdef class Graph:
                         segment += 1
                         segment.changes = 0
                     segment.ticket = rests
-                if m.command == INDEX or m.command == REMOVE:
+                if (m.command == INDEX or m.command == REMOVE) and not batch.read_only:
                     segment.changes += 1
                 self.counted[m.command * 3 + outcome] += 1
                 if outcome == OK:

@@ -10,6 +10,7 @@ names where it came from. This module imports only `errors`, and any module may 
 """
 
 import dataclasses
+import ipaddress
 import math
 import os
 import re
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pkgindex.errors import ConfigError
 
@@ -26,11 +27,13 @@ __all__ = [
     "OPTIONS",
     "Given",
     "Kind",
+    "Listener",
     "Option",
     "Settings",
     "gather",
     "load",
     "parse_address",
+    "parse_listener",
     "reference",
     "show",
 ]
@@ -41,6 +44,9 @@ PREFIX = "PKGINDEX_"
 OTHER_VARIABLES = {
     "PKGINDEX_CONFIG": "serve: the configuration file",
     "PKGINDEX_SERVER": "the clients: which server to talk to",
+    "PKGINDEX_TLS_CA": "the clients: whom to trust",
+    "PKGINDEX_CLIENT_CERT": "the clients: who they are",
+    "PKGINDEX_CLIENT_KEY": "the clients: the key to that",
     "PKGINDEX_DEBUG": "setup.py",
     "PKGINDEX_SANITIZE": "setup.py",
 }
@@ -102,14 +108,18 @@ def _switch(value: object) -> bool:
     raise ValueError("is neither true nor false")
 
 
-def _addresses(value: object) -> tuple[str, ...]:
-    """Several addresses: a list, or one text with spaces or commas between them."""
-    parts = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else value
+def _listeners(value: object) -> "tuple[Listener, ...]":
+    """Several listeners: a list of texts and tables, or one text with spaces between them."""
+    parts = value.split() if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not parts:
         raise ValueError("is not a list of addresses")
+    found = []
     for part in parts:
-        parse_address(part)
-    return tuple(parts)
+        try:
+            found.append(parse_listener(part))
+        except ValueError as error:
+            raise ValueError(str(error), part) from None
+    return tuple(found)
 
 
 def _level(value: object) -> str:
@@ -142,6 +152,107 @@ def parse_address(text: object) -> tuple[str, int] | Path:
     raise ValueError("is not an address: HOST:PORT, [IPV6]:PORT, :PORT or unix:PATH")
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One address to listen on, and what holds for those who connect to it."""
+
+    address: str  # as parse_address() takes it
+    tls: bool = False
+    read_only: bool = False  # INDEX and REMOVE are answered FAIL
+    allow: tuple[Network, ...] = ()  # where clients may come from; empty: from anywhere
+    mode: int | None = None  # of a Unix socket's file; None: 0660
+
+    def admits(self, host: str | None) -> bool:
+        """Whether a client at this address (None: not known) may connect."""
+        if not self.allow:
+            return True
+        if host is None:
+            return False
+        address = ipaddress.ip_address(host)
+        return any(address in network for network in self.allow)
+
+    def __str__(self) -> str:
+        options = [name for name, on in (("tls", self.tls), ("read-only", self.read_only)) if on]
+        options += [f"allow={network}" for network in self.allow]
+        options += [] if self.mode is None else [f"mode={self.mode:04o}"]
+        return ",".join([self.address, *options])
+
+
+def parse_listener(value: object) -> Listener:
+    """Take a listener apart: a text as for --listen, or a table with the same words for keys.
+
+    `ADDRESS[,tls][,read-only][,allow=NETWORK]...[,mode=MODE]`, or
+    `{address = "ADDRESS", tls = true, read-only = true, allow = ["NETWORK"], mode = "MODE"}`.
+    Raises ValueError with the rest of a sentence that begins with the value.
+    """
+    fields: dict[str, object] = {}
+    if isinstance(value, str):
+        fields["address"], *options = value.split(",")
+        for option in options:
+            name, has_value, text = option.partition("=")
+            if name == "allow" and has_value:
+                fields[name] = [*cast("list[str]", fields.get(name, [])), text]
+            elif name in fields:
+                raise ValueError(f"has {name} twice")
+            else:
+                fields[name] = text if has_value else True
+    elif isinstance(value, dict) and "address" in value:
+        fields = dict(value)
+    else:
+        raise ValueError("is neither an address nor a table with one")
+    local = isinstance(parse_address(fields["address"]), Path)
+    listener = Listener(
+        str(fields.pop("address")),
+        _flag(fields, "tls"),
+        _flag(fields, "read-only"),
+        tuple(_network(text) for text in _list(fields.pop("allow", []))),
+        _mode(fields.pop("mode")) if "mode" in fields else None,
+    )
+    for unknown in fields:
+        raise ValueError(
+            f"has {unknown!r}, which is no option of a listener: tls, read-only, allow=NETWORK and "
+            "mode=MODE are (between two addresses stands a space)"
+        )
+    if local and (listener.tls or listener.allow):
+        raise ValueError("has tls or allow, which a Unix socket cannot have: it has mode=MODE")
+    if not local and listener.mode is not None:
+        raise ValueError("has mode, which only a Unix socket can have: it has allow=NETWORK")
+    return listener
+
+
+def _flag(fields: dict[str, object], name: str) -> bool:
+    value = fields.pop(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"has {name}, which takes no value but true and false")
+    return value
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _network(text: object) -> Network:
+    try:
+        if isinstance(text, str):
+            return ipaddress.ip_network(text)
+    except ValueError as error:
+        if "host bits" in str(error):
+            network = ipaddress.ip_network(cast("str", text), strict=False)
+            raise ValueError(f"allows {text}, a host within a network: write {network}") from None
+    raise ValueError(f"allows {text!r}, which is no network such as 192.0.2.0/24 or 2001:db8::/32")
+
+
+def _mode(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+        return int(value, 8)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
+        return value  # TOML's own 0o660
+    raise ValueError(f"has the mode {value!r}, which is not three octal digits such as 0660")
+
+
 @dataclass(frozen=True)
 class Kind:
     """What values an option takes: how one is read from a text or a TOML value, and shown."""
@@ -163,13 +274,14 @@ SIZE = Kind(_size, "BYTES", _show_size)
 COUNT = Kind(_count, "N")
 SECONDS = Kind(_seconds, "SECONDS", lambda value: f"{value:g}")
 SWITCH = Kind(_switch, "", lambda value: str(value).lower())
-ADDRESSES = Kind(_addresses, "ADDRESS", " ".join)
+LISTENERS = Kind(_listeners, "ADDRESS[,OPTION]", lambda value: " ".join(map(str, value)))
+FILE = Kind(_text, "FILE")
 LEVEL = Kind(_level, "LEVEL")
 FORMAT = Kind(_format, "FORMAT")
 
 # --- the table ------------------------------------------------------------------------------------
 
-Section = Literal["Store", "Network", "Limits", "Logging"]
+Section = Literal["Store", "Network", "TLS", "Limits", "Logging"]
 
 
 @dataclass(frozen=True)
@@ -212,7 +324,8 @@ class Option:
                 bounds = f"below {least}" if parsed < self.least else f"above {most}"
                 raise ValueError(f"is {bounds}")
         except ValueError as error:
-            raise ConfigError(f"{source}: {value!r} {error}") from None
+            what, culprit = error.args if len(error.args) == 2 else (error, value)
+            raise ConfigError(f"{source}: {culprit!r} {what}") from None
         return parsed
 
 
@@ -260,13 +373,35 @@ class Settings:
         "Store",
         "Depose the server that owns the store; it can answer and write nothing from then on.",
     )
-    listen: tuple[str, ...] = _option(
+    listen: tuple[Listener, ...] = _option(
         (),
-        ADDRESSES,
+        LISTENERS,
         "Network",
-        "Where to listen: HOST:PORT, [IPV6]:PORT, :PORT for every address, or unix:PATH. "
-        "May be given more than once; port 0 takes a free one.",
+        "Where to listen: HOST:PORT, [IPV6]:PORT, :PORT for every address, or unix:PATH; each with "
+        "options of its own, joined by commas: tls, read-only, allow=NETWORK (may be repeated), "
+        "mode=0660 (of a Unix socket). May be given more than once; port 0 takes a free one.",
         default_means="127.0.0.1:8080 [::1]:8080",
+    )
+    tls_cert: str = _option(
+        "",
+        FILE,
+        "TLS",
+        "The server's certificate, in PEM, with those between it and its CA behind it.",
+        default_means="none",
+    )
+    tls_key: str = _option(
+        "",
+        FILE,
+        "TLS",
+        "The key to that certificate, in PEM, without a password.",
+        default_means="in --tls-cert",
+    )
+    tls_client_ca: str = _option(
+        "",
+        FILE,
+        "TLS",
+        "Let in over TLS only clients whose certificate one of these CAs has signed.",
+        default_means="none",
     )
     max_clients: int = _option(
         10_000,
@@ -291,6 +426,12 @@ class Settings:
         "Unanswered changes a connection may have before it is read no further.",
         least=1,
         most=2**31 - 1,
+    )
+    max_index: int = _option(
+        0,
+        SIZE,
+        "Limits",
+        "Memory that the index may take; an INDEX that needs more is answered FAIL. 0 is no limit.",
     )
     line_timeout: float = _option(
         60,

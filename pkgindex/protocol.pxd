@@ -20,13 +20,14 @@ cdef class Hub:
     cdef readonly set connections
     cdef readonly dict waiting, unfinished
     cdef readonly long accepted, refused, late, idle
-    cdef public long skipped
+    cdef public long skipped, strangers, unsecured
     cdef public object failed
 
 
 cdef class Connection:
     cdef Hub _hub
-    cdef object _transport, _write
+    cdef object _listener, _transport, _write
+    cdef bint _read_only
     cdef bytearray _buffer
     cdef Py_ssize_t _filled, _lines
     cdef object _state

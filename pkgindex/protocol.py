@@ -32,7 +32,7 @@ from enum import Enum
 from typing import cast
 
 from pkgindex._core import Batch, lines_end
-from pkgindex.config import Settings
+from pkgindex.config import Listener, Settings
 from pkgindex.errors import PkgindexError, StoreFailed
 from pkgindex.index import Answers, Index, Piece
 
@@ -70,6 +70,7 @@ class Hub:
         self.waiting: dict[Connection, None] = {}  # replies wait to be settled, or lines for room
         self.unfinished: dict[Connection, float] = {}  # since when a line has been unfinished
         self.accepted = self.refused = self.late = self.idle = self.skipped = 0
+        self.strangers = self.unsecured = 0
         self.failed: Callable[[PkgindexError], None] = lambda _error: None
 
     def join(self, connection: "Connection") -> bool:
@@ -122,6 +123,8 @@ class Hub:
             "clients": len(self.connections),
             "accepted": self.accepted,
             "refused": self.refused,
+            "strangers": self.strangers,
+            "no_handshake": self.unsecured,
             "closed_late": self.late,
             "closed_idle": self.idle,
             "skipped_lines": self.skipped,
@@ -146,8 +149,10 @@ class Connection:
     Not by inheritance: where compiled (protocol.pxd), it is a C structure with typed fields.
     """
 
-    def __init__(self, hub: "Hub") -> None:
+    def __init__(self, hub: "Hub", listener: Listener | None = None) -> None:
         self._hub = hub
+        self._listener = listener
+        self._read_only = listener is not None and listener.read_only
         self._transport: asyncio.Transport | None = None
         self._write: Callable[[bytes | bytearray], None]
         self._buffer: bytearray | None = None  # own, while something is pending
@@ -166,11 +171,27 @@ class Connection:
     # --- from the transport -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join the hub, or be closed without a byte if it is full."""
+        """Join the hub, or be closed without a byte: a stranger, or one too many."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own are not subclasses
         self._write = self._transport.write
+        if self._listener is not None and self._listener.allow:
+            peer = transport.get_extra_info("peername")
+            if not self._listener.admits(peer[0] if peer else None):
+                self._hub.strangers += 1
+                self._transport.abort()
+                return
         if not self._hub.join(self):
             self._transport.abort()
+
+    def secured(self, transport: asyncio.Transport) -> None:
+        """The TLS handshake is done: speak through `transport`, which stands on the one before."""
+        if self._transport is not None:
+            self._transport = transport
+            self._write = transport.write
+
+    def not_secured(self) -> None:
+        """The TLS handshake has failed; the transport closes by itself."""
+        self._hub.unsecured += 1
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Forget everything; changes that were applied stay applied."""
@@ -228,11 +249,14 @@ class Connection:
             self._steer()
 
     def eof_received(self) -> bool:
-        """The client sends no more: answer what it sent, then close."""
+        """The client sends no more: answer what it sent, then close; whether it can be answered yet.
+
+        Over TLS it cannot: the transport sends what it was given before, and closes."""
         self._state = ENDED
         self._hub.unfinished.pop(self, None)
+        half_closed = self._transport is not None and self._transport.can_write_eof()
         self._finish()
-        return True
+        return half_closed
 
     def pause_writing(self) -> None:
         """The client does not read: read nothing from it either."""
@@ -251,7 +275,7 @@ class Connection:
         batch = self._hub.batch
         index = self._hub.index
         room = 0 if index.congested else self._hub.window - self._unanswered
-        batch.load(buffer, start, stop, room)
+        batch.load(buffer, start, stop, room, self._read_only)
         try:
             answers = self._hub._apply(batch)
         except MemoryError as error:
@@ -397,7 +421,10 @@ class Connection:
         if self._lines or self._waiting or self._transport.get_write_buffer_size():
             return False
         if not self._transport.is_closing():
-            self._transport.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()  # TLS says goodbye, and reads up to the client's
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pkgindex import config
-from pkgindex.config import OPTIONS, Settings, load
+from pkgindex.config import OPTIONS, Listener, Settings, load
 from pkgindex.errors import ConfigError
 from tests.servers import Server, Wire
 
@@ -91,12 +91,12 @@ def test_a_flag_names_another_file_than_the_environment(toml, tmp_path):
 
 def test_a_list_of_addresses_replaces_another_and_is_not_added_to_it(toml):
     file = toml('listen = ["127.0.0.1:1", "[::1]:1"]')
-    assert load({}, {}, file).listen == ("127.0.0.1:1", "[::1]:1")
-    assert load({}, {"PKGINDEX_LISTEN": "127.0.0.1:2, unix:a"}, file).listen == (
-        "127.0.0.1:2",
-        "unix:a",
+    assert load({}, {}, file).listen == (Listener("127.0.0.1:1"), Listener("[::1]:1"))
+    assert load({}, {"PKGINDEX_LISTEN": "127.0.0.1:2 unix:a"}, file).listen == (
+        Listener("127.0.0.1:2"),
+        Listener("unix:a"),
     )
-    assert load({"listen": (":3",)}, {}, file).listen == (":3",)
+    assert load({"listen": (":3",)}, {}, file).listen == (Listener(":3"),)
 
 
 def test_a_switch_can_be_turned_off_where_the_file_turned_it_on(toml):
@@ -108,7 +108,8 @@ def test_a_switch_can_be_turned_off_where_the_file_turned_it_on(toml):
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_every_option_can_be_given_as_flag_variable_and_key(option, toml):
     kind = option.kind
-    text = {config.ADDRESSES: ":8080", config.STORE: "memory:"}.get(kind, kind.show(option.default))
+    needed = {config.LISTENERS: ":8080", config.STORE: "memory:", config.FILE: "server.pem"}
+    text = needed.get(kind, kind.show(option.default))
     expected = option.read(text, "here")
     as_toml = f"{option.key} = {text if kind is config.SWITCH else repr(text)}"
     for settings in (

@@ -7,6 +7,7 @@ an option is said here a second time.
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _flags(command: Callable[..., int | None]) -> Callable[..., int | None]:
         form: dict[str, Any] = {"metavar": kind.metavar}
         if kind is config.SWITCH:
             form = {"is_flag": True, "default": None}
-        elif kind is config.ADDRESSES:
+        elif kind is config.LISTENERS:
             form["multiple"] = True
         text = option.help
         if kind is not config.SWITCH:
@@ -63,7 +64,7 @@ beats the file. Sizes take k, m and g behind the number.
 Signals:
   TERM, INT  answer what was received, write what is unwritten, exit 0;
              a second one stops at once and loses nothing acknowledged
-  HUP        read the log level again from the file
+  HUP        read the log level again from the file, and the files of TLS
   USR1       log the counters
 
 \b
@@ -79,6 +80,8 @@ Examples:
   pkgindex serve
   pkgindex serve --store file:/srv/pkgindex --listen :8080
   pkgindex serve --store memory: --listen 127.0.0.1:0 --listen unix:./socket
+  pkgindex serve --listen :8080,read-only --listen unix:./socket,mode=0600
+  pkgindex serve --listen :8443,tls,allow=192.0.2.0/24 --tls-cert server.pem
   PKGINDEX_MAX_LINE=64k pkgindex serve --config serve.toml --check-config""",
 )
 @_flags
@@ -101,19 +104,23 @@ def serve(file: str | None, check_config: bool, **given: Any) -> int:
     """
     flags = {name: value for name, value in given.items() if value not in (None, ())}
     found = config.gather(flags, file=file)
+    settings = config.Settings(**{name: one.value for name, one in found.items()})
     if check_config:
+        from pkgindex.listeners import Tls
+
+        Tls.of(settings)
         click.echo(config.show(found))
         return 0
-    settings = config.Settings(**{name: one.value for name, one in found.items()})
+    reread = partial(_read_log_level_again, flags, file)
     _hold_standard_descriptors()
     log.configure(settings.log_level, settings.log_format)
     # Before the server starts: a hangup during a long recovery must not end it.
-    signal.signal(signal.SIGHUP, lambda *_: _read_log_level_again(flags, file))
+    signal.signal(signal.SIGHUP, lambda *_: reread())
 
     from pkgindex import server
     from pkgindex.cli.progress import bar
 
-    return server.run(settings, bar)
+    return server.run(settings, bar, reread)
 
 
 def _read_log_level_again(flags: dict[str, Any], file: str | Path | None) -> None:
