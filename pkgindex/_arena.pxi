@@ -24,6 +24,7 @@ ctypedef struct Arena:
     size_t mapped        # bytes mapped
     uint64_t top         # first unit never handed out
     uint64_t used        # units in live blocks
+    size_t most          # bytes mapped past which it grows by no more than it must; 0: no such
     uint32_t free[ALL_CLASSES]
 
 # Debug builds may make the n-th allocation from now fail; -1 never does.
@@ -68,6 +69,10 @@ cdef inline uint32_t class_units(uint32_t c) noexcept nogil:
     return ((c & 7) + 9) << (octave - 3)
 
 
+cdef inline size_t whole_mappings(size_t size) noexcept nogil:
+    return (size + FIRST_MAPPING - 1) & ~(<size_t>FIRST_MAPPING - 1)
+
+
 cdef bint arena_reserve(Arena *a, uint64_t units) noexcept nogil:
     """Make room for `units` more units at the top; False when memory or handles run out."""
     cdef size_t need, size
@@ -82,13 +87,22 @@ cdef bint arena_reserve(Arena *a, uint64_t units) noexcept nogil:
     size = a.mapped + (a.mapped >> 3)
     if size < need:
         size = need
-    size = (size + FIRST_MAPPING - 1) & ~(<size_t>FIRST_MAPPING - 1)
+    size = whole_mappings(size)
+    if a.most and size > a.most:
+        size = whole_mappings(need)
     got = map_memory(a.base, a.mapped, size)
     if got == NULL:
         return False
     a.base = <char *>got
     a.mapped = size
     return True
+
+
+cdef size_t arena_growth(Arena *a, uint32_t units) noexcept nogil:
+    """The bytes that arena_alloc() of so many units would have to map."""
+    cdef uint32_t c = size_class(units)
+    cdef size_t need = ((a.top if a.top else 1) + class_units(c)) * a.unit
+    return 0 if a.free[c] or need <= a.mapped else whole_mappings(need) - a.mapped
 
 
 cdef uint32_t arena_alloc(Arena *a, uint32_t units) noexcept nogil:
@@ -134,7 +148,7 @@ cdef bint bytes_reserve(Bytes *b, size_t more) noexcept nogil:
     if b.size + more <= b.mapped:
         return True
     size = 2 * b.mapped if 2 * b.mapped > b.size + more else b.size + more
-    size = (size + FIRST_MAPPING - 1) & ~(<size_t>FIRST_MAPPING - 1)
+    size = whole_mappings(size)
     got = map_memory(b.data, b.mapped, size)
     if got == NULL:
         return False

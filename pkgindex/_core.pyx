@@ -158,6 +158,8 @@ cdef class Graph:
     cdef readonly uint64_t ticket  # of the open commit
     cdef readonly uint64_t settled
     cdef readonly uint64_t changes  # changes made so far: the number of the last one
+    cdef public uint64_t limit     # bytes that names and edges may map for an INDEX; 0: any number
+    cdef readonly uint64_t beyond_limit  # INDEX messages that were answered FAIL for that
 
     def __cinit__(self, bint journalled=False):
         secrets = os.urandom(32)
@@ -270,6 +272,7 @@ cdef class Graph:
                                 Message *group, const unsigned char **after) noexcept nogil:
         cdef int n = 0, i
         cdef Slot *slot
+        cdef const char *node
         cdef Table *now = &self.g.names.now
         while p < end and n < GROUP:
             p = parse(p, end, max_line, group + n)
@@ -282,7 +285,9 @@ cdef class Graph:
             for i in range(n):
                 if group[i].command != MALFORMED:
                     slot = now.slots + (group[i].hash & now.mask)
-                    prefetch(self.g.names.nodes.base + <size_t>slot.node * 8)
+                    node = self.g.names.nodes.base + <size_t>slot.node * 8
+                    prefetch(node)
+                    prefetch(node + NODE_HEADER + group[i].length)    # a node may straddle two cache lines
         return n
 
     cdef inline int query(self, const Message *m, uint64_t *rests) noexcept nogil:
@@ -303,6 +308,8 @@ cdef class Graph:
         if found != OK:
             return found
         if handle == 0:
+            if self.limit and not self.fits(m, True, n):
+                return FAIL
             handle = names_intern(&g.names, m.hash, m.name, m.length)
             if handle == 0:
                 return -1
@@ -314,6 +321,9 @@ cdef class Graph:
         lost = subtract(g, node, handles(&g.wanted), n)
         if node.flags & INDEXED and lost == 0 and n == node.ndeps:
             return OK
+        if self.limit and not self.fits(m, False, n):
+            forget_if_unused(g, handle)
+            return FAIL
         if n:
             block = arena_alloc(&g.edges, n)
             if block == 0:
@@ -338,27 +348,58 @@ cdef class Graph:
             mark_dirty(g, handle, FORWARD_DIRTY)
         return OK
 
-    cdef inline int resolve(self, const Message *m, uint32_t *n) noexcept nogil:
+    cdef bint fits(self, const Message *m, bint new, uint32_t n) noexcept nogil:
+        """Whether a change may map what it needs, for a name if that is `new` and for n dependencies."""
+        cdef Names *names = &self.g.names
+        cdef Arena *edges = &self.g.edges
+        cdef uint64_t for_name = names_growth(names, m.length) if new else 0
+        cdef uint64_t for_edges = arena_growth(edges, n) if n else 0
+        cdef uint64_t after = names_mapped(names) + edges.mapped + for_name + for_edges
+        if for_name + for_edges == 0:
+            return True
+        if after > self.limit:
+            self.beyond_limit += 1
+            if names.old.slots != NULL:
+                names_migrate(names, 64 * MIGRATE)    # which insertions would do: its end makes room
+            return False
+        names.nodes.most = names.nodes.mapped + for_name + (self.limit - after) // 2
+        edges.most = edges.mapped + for_edges + (self.limit - after) // 2
+        return True
+
+    cdef int resolve(self, const Message *m, uint32_t *n) noexcept nogil:
         """Put the handles of a message's dependencies, sorted, into `wanted`: OK, FAIL if one is not
-        indexed, -1 without memory. A first pass fetches ahead what the second will touch."""
+        indexed, -1 without memory. A group is hashed and fetched ahead, then looked up."""
         cdef Dependencies *g = &self.g
+        cdef Table *now = &g.names.now
         cdef const unsigned char *p = m.deps
         cdef const unsigned char *end = m.deps + m.deps_length
-        cdef const unsigned char *item
-        cdef uint32_t handle, hash
+        cdef const unsigned char *items[GROUP]
+        cdef uint32_t lengths[GROUP]
+        cdef uint32_t hashes[GROUP]
+        cdef uint32_t handle
+        cdef int count, i
         g.wanted.size = 0
         if not bytes_reserve(&g.wanted, (m.deps_length // 2 + 1) * sizeof(uint32_t)):
             return -1
         while p < end:
-            item = p
-            while in_name[p[0]]:
+            count = 0
+            while p < end and count < GROUP:
+                items[count] = p
+                while in_name[p[0]]:
+                    p += 1
+                lengths[count] = <uint32_t>(p - items[count])
+                hashes[count] = hash_name(g.names.secret, items[count], lengths[count])
+                prefetch(now.slots + (hashes[count] & now.mask))
+                count += 1
                 p += 1
-            hash = hash_name(g.names.secret, item, <uint32_t>(p - item))
-            handle = names_find(&g.names, hash, item, <uint32_t>(p - item))
-            if handle == 0 or not node_at(&g.names, handle).flags & INDEXED:
-                return FAIL
-            bytes_put(&g.wanted, &handle, sizeof(uint32_t))
-            p += 1
+            if count > 1:
+                for i in range(count):
+                    prefetch(g.names.nodes.base + <size_t>now.slots[hashes[i] & now.mask].node * 8)
+            for i in range(count):
+                handle = names_find(&g.names, hashes[i], items[i], lengths[i])
+                if handle == 0 or not node_at(&g.names, handle).flags & INDEXED:
+                    return FAIL
+                bytes_put(&g.wanted, &handle, sizeof(uint32_t))
         n[0] = sort_unique(handles(&g.wanted), <uint32_t>(g.wanted.size // sizeof(uint32_t)))
         return OK
 
@@ -807,6 +848,7 @@ cdef class Graph:
             "names": self.g.names.count,
             "dependencies": self.g.links,
             "changes": self.changes,
+            "beyond_max_index": self.beyond_limit,
             "ticket": self.ticket,
             "settled": self.settled,
             "messages": {

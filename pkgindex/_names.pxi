@@ -88,6 +88,24 @@ cdef inline uint32_t hash_name(const uint64_t *secret, const unsigned char *p, u
     return <uint32_t>fold(state ^ secret[2], secret[3])
 
 
+cdef inline bint same_name(const unsigned char *a, const unsigned char *b, uint32_t n) noexcept nogil:
+    """memcmp() == 0 without the call: words, the last of which may overlap the one before."""
+    cdef const unsigned char *last
+    if n >= 8:
+        last = a + n - 8
+        if load8(last) != load8(b + n - 8):
+            return False
+        while a < last:
+            if load8(a) != load8(b):
+                return False
+            a += 8
+            b += 8
+        return True
+    if n >= 4:
+        return load4(a) == load4(b) and load4(a + n - 4) == load4(b + n - 4)
+    return a[0] == b[0] and a[n >> 1] == b[n >> 1] and a[n - 1] == b[n - 1]
+
+
 cdef inline Node *node_at(Names *names, uint32_t handle) noexcept nogil:
     return <Node *>(names.nodes.base + <size_t>handle * 8)
 
@@ -109,7 +127,7 @@ cdef inline bint table_find(Names *names, Table *t, uint32_t hash, const unsigne
             return False
         if slot.hash == hash and slot.node != MOVED:
             node = node_at(names, slot.node)
-            if node.len == length and memcmp(node.name, name, length) == 0:
+            if node.len == length and same_name(node.name, name, length):
                 at[0] = i
                 return True
         i = (i + 1) & t.mask
@@ -172,6 +190,14 @@ cdef bint names_make_room(Names *names) noexcept nogil:
     names.now.slots = <Slot *>got
     names.now.mask = size - 1
     return True
+
+
+cdef size_t names_growth(Names *names, uint32_t length) noexcept nogil:
+    """The bytes that names_intern() of so long a name would have to map."""
+    cdef size_t size = arena_growth(&names.nodes, node_units(length))
+    if (names.count + 1) * 4 > (names.now.mask + 1) * 3:
+        size += (names.now.mask + 1) * 2 * sizeof(Slot)
+    return size
 
 
 cdef uint32_t names_intern(Names *names, uint32_t hash, const unsigned char *name,

@@ -387,6 +387,7 @@ class Connection:
         """Process the complete lines that had to wait."""
         if self._unanswered >= self._hub.window:
             return
+        self._hub.waiting.pop(self, None)  # if it has to wait again, then behind the others
         buffer, end, cut = self._buffer, self._filled, self._lines
         assert buffer is not None
         stop = self._process(buffer, 0, cut)

@@ -96,8 +96,8 @@ cdef class Committer:
         self.first_change = first_change
         pthread_mutex_lock(&self.mutex)
         self.state = SUBMITTED
-        pthread_cond_signal(&self.wake)
         pthread_mutex_unlock(&self.mutex)
+        pthread_cond_signal(&self.wake)    # unlocked: the thread would only wake to wait for the lock
 
     def completed(self):
         """Whether the batch is durable and proven. Raises OSError when it failed, for good."""

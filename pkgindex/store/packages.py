@@ -76,6 +76,7 @@ class WriteBehind:
         self._stop_by: float | None = None
         self._hurry = False
         self._settled = 0
+        self._awaited: float = math.inf  # the ticket that a piece waits for: nothing else wakes the thread
         self._begun = 0  # packages of the round under way that are not written yet
         self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
         self.rounds = 0
@@ -91,9 +92,10 @@ class WriteBehind:
 
     def settled(self, ticket: int) -> None:
         """The commit `ticket` is durable: a piece that waits for it may be written."""
-        with self._wake:
-            self._settled = ticket
-            self._wake.notify_all()
+        self._settled = ticket
+        if self._awaited <= ticket:
+            with self._wake:
+                self._wake.notify_all()
 
     def hurry(self) -> None:
         """Begin a round at once: the journal grows towards its limit."""
@@ -208,8 +210,10 @@ class WriteBehind:
     def _durable(self, ticket: int) -> bool:
         """Wait until `ticket` is settled; False if the time to stop came first."""
         with self._wake:
+            self._awaited = ticket
             while self._settled < ticket and not self._late():
                 self._wake.wait(INTERVAL_SECONDS)
+            self._awaited = math.inf
             return self._settled >= ticket
 
     def _write(self, pieces: list[Files]) -> bool:
