@@ -304,10 +304,11 @@ cdef class Graph:
         cdef Dependencies *g = &self.g
         cdef uint32_t handle = names_find(&g.names, m.hash, m.name, m.length), n = 0, lost, block = 0
         cdef Node *node
+        cdef bint new = handle == 0
         cdef int found = self.resolve(m, &n)
         if found != OK:
             return found
-        if handle == 0:
+        if new:
             if self.limit and not self.fits(m, True, n):
                 return FAIL
             handle = names_intern(&g.names, m.hash, m.name, m.length)
@@ -321,8 +322,7 @@ cdef class Graph:
         lost = subtract(g, node, handles(&g.wanted), n)
         if node.flags & INDEXED and lost == 0 and n == node.ndeps:
             return OK
-        if self.limit and not self.fits(m, False, n):
-            forget_if_unused(g, handle)
+        if self.limit and not new and not self.fits(m, False, n):
             return FAIL
         if n:
             block = arena_alloc(&g.edges, n)
@@ -352,10 +352,11 @@ cdef class Graph:
         """Whether a change may map what it needs, for a name if that is `new` and for n dependencies."""
         cdef Names *names = &self.g.names
         cdef Arena *edges = &self.g.edges
-        cdef uint64_t for_name = names_growth(names, m.length) if new else 0
+        cdef uint64_t for_table = table_growth(names) if new else 0
+        cdef uint64_t for_name = arena_growth(&names.nodes, node_units(m.length)) if new else 0
         cdef uint64_t for_edges = arena_growth(edges, n) if n else 0
-        cdef uint64_t after = names_mapped(names) + edges.mapped + for_name + for_edges
-        if for_name + for_edges == 0:
+        cdef uint64_t after = names_mapped(names) + edges.mapped + for_table + for_name + for_edges
+        if for_table + for_name + for_edges == 0:
             return True
         if after > self.limit:
             self.beyond_limit += 1

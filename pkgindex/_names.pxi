@@ -192,12 +192,9 @@ cdef bint names_make_room(Names *names) noexcept nogil:
     return True
 
 
-cdef size_t names_growth(Names *names, uint32_t length) noexcept nogil:
-    """The bytes that names_intern() of so long a name would have to map."""
-    cdef size_t size = arena_growth(&names.nodes, node_units(length))
-    if (names.count + 1) * 4 > (names.now.mask + 1) * 3:
-        size += (names.now.mask + 1) * 2 * sizeof(Slot)
-    return size
+cdef inline size_t table_growth(Names *names) noexcept nogil:
+    """The bytes that names_make_room() would map."""
+    return (names.now.mask + 1) * 2 * sizeof(Slot) if (names.count + 1) * 4 > (names.now.mask + 1) * 3 else 0
 
 
 cdef uint32_t names_intern(Names *names, uint32_t hash, const unsigned char *name,

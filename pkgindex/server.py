@@ -40,6 +40,8 @@ SWITCH_SECONDS = 0.0005
 CLIENTS_SHARE = 0.5
 LINGER_SECONDS = 1.0  # for a client that has all its answers to close its side
 
+FULL_SECONDS = 60.0  # between two lines that say that the index is full
+
 logger = log.get_logger()
 
 
@@ -165,9 +167,19 @@ class _Server:
             logger.info("certificate read again", tls_cert=self.settings.tls_cert)
 
     async def _sweep(self) -> None:
+        told, next_time = 0, 0.0
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.hub.sweep(self.settings.line_timeout, self.settings.idle_timeout)
+            beyond = self.index.beyond_limit
+            if beyond > told and time.monotonic() >= next_time:
+                logger.warning(
+                    "index full",
+                    answered_fail=beyond - told,
+                    packages=len(self.index),
+                    remedy="remove packages, or raise --max-index and start again",
+                )
+                told, next_time = beyond, time.monotonic() + FULL_SECONDS
 
     def _log_counters(self) -> None:
         facts = self.hub.stats() | self.index.stats()

@@ -5,6 +5,10 @@ stands on the core's Graph hands the batch on and gets all answers in one call, 
 message. Another, such as one on a database, iterates over the batch, which costs a tuple a message, and
 gives the answers later. The protocol knows neither.
 
+A connection that may only read is the Batch's business: Graph.apply() heeds it, and an iteration gives
+False, never the message, for what is to be answered FAIL. An Index that knew nothing of it would stumble
+and not change anything.
+
 An installed package adds a scheme with an entry point in the group `pkgindex.stores`:
 
     [project.entry-points."pkgindex.stores"]
@@ -82,6 +86,13 @@ class Index(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """How many packages are indexed."""
+
+    @property
+    def beyond_limit(self) -> int:
+        """How many INDEX it has answered FAIL because the index is as large as `max_index` lets it be.
+
+        An Index whose packages are not in this process's memory has no such limit."""
+        return 0
 
 
 def open_index(settings: Settings, progress: Progress | None = None) -> Index:

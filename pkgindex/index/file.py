@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from pkgindex import log
 from pkgindex._core import Batch
 from pkgindex.config import Settings
 from pkgindex.errors import (
@@ -36,6 +37,8 @@ __all__ = ["FileIndex", "path_of"]
 
 # How long past the deadline the files that are being written when it comes may take.
 GRACE_SECONDS = 2.0
+
+logger = log.get_logger()
 
 CLAIMS = 5  # tries against other claimants, with random pauses that grow (rule C8)
 
@@ -64,8 +67,11 @@ class FileIndex(Index):
         lease: Lease,
         recovered: Recovered,
         journal_limit: int,
+        max_index: int = 0,
     ) -> None:
         self._graph = recovered.graph
+        self._graph.limit = max_index  # from now on: what is there is there
+        self._warn_if_too_large()
         self._graph.wake = self._wake
         self.apply = self._graph.apply  # type: ignore[method-assign]  # spares a call for each chunk
         self._lease = lease
@@ -85,6 +91,13 @@ class FileIndex(Index):
         self._quiet: asyncio.Event | None = None
         self.recovered_bytes = recovered.replayed
 
+    def _warn_if_too_large(self) -> None:
+        memory, limit = self._graph.stats()["memory"], self._graph.limit
+        if limit and (size := memory["names"] + memory["edges"]) > limit:
+            logger.warning(
+                "index larger than --max-index", bytes=size, max_index=limit, packages=len(self)
+            )
+
     # --- opening ----------------------------------------------------------------------------------
 
     @classmethod
@@ -103,7 +116,15 @@ class FileIndex(Index):
                         f"{mount.path('FORMAT')}: changed while the store was claimed; start again"
                     )
                 recovered = recover(mount, fmt, mine, progress)
-                return cls(mount, fmt.shards, mine, lease, recovered, settings.journal_limit)
+                return cls(
+                    mount,
+                    fmt.shards,
+                    mine,
+                    lease,
+                    recovered,
+                    settings.journal_limit,
+                    settings.max_index,
+                )
             except Withdrawn as reason:
                 raise _owned(
                     mount, highest_epoch(mount), f"{reason}; now it is in use by"
@@ -263,6 +284,11 @@ class FileIndex(Index):
 
     def __len__(self) -> int:
         return len(self._graph)
+
+    @property
+    def beyond_limit(self) -> int:
+        """See Index."""
+        return self._graph.beyond_limit
 
 
 def _claim(mount: Mount, lease: Lease, *, takeover: bool) -> Claim:

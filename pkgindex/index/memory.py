@@ -15,8 +15,9 @@ __all__ = ["MemoryIndex"]
 class MemoryIndex(Index):
     """An index that is gone when its process is."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 0) -> None:
         self._graph = Graph()
+        self._graph.limit = limit
         self.apply = self._graph.apply  # type: ignore[method-assign]  # spares a call for each chunk
 
     @classmethod
@@ -26,7 +27,7 @@ class MemoryIndex(Index):
             raise ConfigError(
                 f"{settings.store}: memory: keeps nothing and has no place; write just memory:"
             )
-        return cls()
+        return cls(settings.max_index)
 
     def start(
         self,
@@ -50,3 +51,8 @@ class MemoryIndex(Index):
 
     def __len__(self) -> int:
         return len(self._graph)
+
+    @property
+    def beyond_limit(self) -> int:
+        """See Index."""
+        return self._graph.beyond_limit
