@@ -473,9 +473,9 @@ cdef const char *read_file(int folder, const char *name, Text *out) noexcept nog
 def read_folder(str path, str kind, uint32_t shard, uint32_t shards):
     """Read every package file of one shard's folder, opened anew (rule C4: only what is listed).
 
-    Returns (redo lines, number of files, [(file name, what is wrong)]). A forward file gives the line
-    "+package|dependencies|", a reverse file "+package|dependents|". What is wrong with a file is told
-    as "OSError …" when the system could not read it. Raises OSError if the folder cannot be listed.
+    Returns (redo lines, number of files, [(file name, what is wrong, errno)]); errno is 0 unless the
+    system could not read the file. A forward file gives the line "+package|dependencies|", a reverse
+    file "+package|dependents|". Raises OSError if the folder cannot be listed.
     """
     cdef int which = 0 if kind == "forward" else 1
     cdef bytes raw = os.fsencode(path)
@@ -531,7 +531,8 @@ def read_folder(str path, str kind, uint32_t shard, uint32_t shards):
                     with gil:
                         problems.append((
                             name[:length].decode("utf-8", "surrogateescape"),
-                            f"OSError {wrong.decode()}: {os.strerror(error)}" if error else wrong.decode()))
+                            f"{wrong.decode()}: {os.strerror(error)}" if error else wrong.decode(),
+                            error))
                     error = 0
                 elif not put_line(&out, text.data, name_end, end):
                     error = 12

@@ -207,16 +207,16 @@ def _empty(mount: Mount, mine: Claim, epoch: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            for old in os.listdir(
-                mount.path("staging", name)
-            ):  # .nfs files too: they hold up rmdir
+            # .nfs files too: they hold up rmdir.
+            for old in mount.all_names("staging", name):
                 _take(mine, epoch, name, old)
             os.rmdir(mount.path("staging", name))
-        except FileNotFoundError:
-            prove(mine)  # what was to be taken is gone; or one's own directory is
-            if name not in mount.names("staging"):
-                return
         except OSError as error:
+            if error.errno in GONE:
+                prove(mine)  # what was to be taken is gone; or one's own directory is
+                if name not in mount.names("staging"):
+                    return
+                continue
             # Its writer was busy, or another claimant; or a client holds a removed file open (EBUSY).
             busy = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY)
             if not busy or time.monotonic() > deadline:

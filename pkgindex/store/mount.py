@@ -8,16 +8,20 @@ others can see is changed only by a rename out of one's own staging directory or
 directory's descriptor, opened once (rule W1): once another writer has taken that directory away, every
 such rename fails, whatever this process has slept through.
 
+No symbolic link below the root leads anywhere: what is opened or listed must be no link itself, and
+check_folders() sees that the four folders of the store are none. The root itself may be one.
+
 Assumptions: rename(2) is atomic on the mount's server and mkdir(2) exclusive there. Nothing is assumed
 of clocks, of locks, or of what a client's cache says about sizes.
 
 Errors: OSError, as the system gave it, with the path.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 __all__ = ["Mount", "Staging"]
@@ -41,7 +45,23 @@ class Mount:
 
     def names(self, *folder: str) -> list[str]:
         """The names in a folder opened anew, sorted, without what network file systems leave behind."""
-        return sorted(n for n in os.listdir(self.path(*folder)) if not n.startswith(FOREIGN))
+        return sorted(n for n in self.all_names(*folder) if not n.startswith(FOREIGN))
+
+    def all_names(self, *folder: str) -> list[str]:
+        """The names in a folder opened anew, all of them. Raises NotADirectoryError for a link to one."""
+        if not folder:
+            return os.listdir(self.root)
+        with _opened(self.path(*folder), os.O_RDONLY | os.O_DIRECTORY) as fd:
+            return os.listdir(fd)
+
+    def check_folders(self, *folders: str) -> None:
+        """Raise NotADirectoryError for one of these that is there and is no folder, or a link to one."""
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(self.path(folder)).st_mode):
+                    raise NotADirectoryError(
+                        errno.ENOTDIR, "not a folder (links are not followed)", self.path(folder)
+                    )
 
     def make_folder(self, *folder: str) -> bool:
         """Make a folder unless it is there, and sync its name; whether it was made."""
@@ -84,7 +104,8 @@ class Mount:
 
     def read(self, *parts: str) -> bytes:
         """A file's bytes, up to the size it has when it is opened: it may grow meanwhile (rule C3)."""
-        with _opened(self.path(*parts), os.O_RDONLY) as fd:
+        # Without waiting: a pipe of that name would keep it for ever.
+        with _opened(self.path(*parts), os.O_RDONLY | os.O_NONBLOCK) as fd:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(22, "not a regular file", self.path(*parts))

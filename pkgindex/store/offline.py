@@ -37,6 +37,7 @@ class Offline:
 
     def __init__(self, path: str) -> None:
         self.mount = Mount(path)
+        self.mount.check_folders(*store_format.FOLDERS)
         fmt = store_format.read(self.mount)
         if fmt is None:
             raise StoreUnreachable(f"{self.mount.root}: no pkgindex store (it has no FORMAT)")

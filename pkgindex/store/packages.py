@@ -76,7 +76,9 @@ class WriteBehind:
         self._stop_by: float | None = None
         self._hurry = False
         self._settled = 0
-        self._awaited: float = math.inf  # the ticket that a piece waits for: nothing else wakes the thread
+        self._awaited: float = (
+            math.inf
+        )  # the ticket that a piece waits for: nothing else wakes the thread
         self._begun = 0  # packages of the round under way that are not written yet
         self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
         self.rounds = 0

@@ -13,7 +13,6 @@ is read beyond the size seen first (C3); and a claimant that was itself fenced s
 only cried after a proof (C8).
 """
 
-import errno
 import os
 import re
 import time
@@ -25,7 +24,7 @@ from itertools import pairwise
 from pkgindex._core import Graph, crc32c
 from pkgindex.errors import StoreDamaged, StoreUnreachable
 from pkgindex.store._disk import file_name, is_local, read_folder
-from pkgindex.store.claim import Claim, Position, prove
+from pkgindex.store.claim import GONE, Claim, Position, prove
 from pkgindex.store.format import Format
 from pkgindex.store.journal import Head, Torn, parse_head, replay_lines, segment_name, segments
 from pkgindex.store.mount import Mount
@@ -45,8 +44,6 @@ __all__ = [
 # names and sizes are asked for anew at each open); past it, what is missing is missing.
 PATIENCE_SECONDS = 15.0
 
-UNREADABLE = "OSError "  # how read_folder() begins what the system said
-
 READERS = {True: 2, False: 16}  # by "is local": a disk is limited by cores, a mount by latency
 
 Progress = Callable[[int, int], None]
@@ -62,7 +59,7 @@ class Problem:
 
     path: str  # below the store's root
     what: str
-    unreadable: bool = False  # the system could not read it: the file itself may be sound
+    error: int = 0  # errno, if the system could not read it: the file itself may be sound
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
@@ -88,18 +85,18 @@ def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None =
     while True:
         try:
             return _recover_once(mount, fmt, claim.proven, READERS[local], progress)
-        except Gap as gap:
+        except (Gap, OSError) as error:
             prove(claim)
+            what = str(error)
+            if isinstance(error, OSError):
+                what = f"{error.filename or mount.root}: cannot read it: {error.strerror}"
+                if error.errno not in GONE:
+                    raise StoreUnreachable(what) from None
             if time.monotonic() >= deadline:
                 raise StoreDamaged(
-                    f"{gap}; nothing was changed: restore it from a backup, or see what is left with "
+                    f"{what}; nothing was changed: restore it from a backup, or see what is left with "
                     f"'pkgindex check {mount.root}'"
                 ) from None
-        except OSError as error:
-            prove(claim)
-            raise StoreUnreachable(
-                f"{error.filename or mount.root}: cannot read it: {error.strerror}"
-            ) from None
         time.sleep(pause)
         pause = min(2 * pause, 1.0)
 
@@ -117,8 +114,8 @@ def _recover_once(
         covered = {file_name(package) for package in graph.dirty_packages()}
         problems = [p for p in problems if os.path.basename(p.path) not in covered]
     for problem in problems:
-        if problem.unreadable:
-            raise OSError(errno.EIO, problem.what, mount.path(problem.path))
+        if problem.error and problem.error not in GONE:
+            raise OSError(problem.error, problem.what, mount.path(problem.path))
     if problems:
         more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
         raise Gap(f"{mount.path(problems[0].path)}: damaged: {problems[0].what}{more}")
@@ -170,12 +167,7 @@ def read_shards(
     def one(shard: int) -> tuple[bytes, list[Problem]]:
         lines, _, wrong = read_folder(mount.path(kind, f"{shard:02x}"), kind, shard, shards)
         return lines, [
-            Problem(
-                f"{kind}/{shard:02x}/{name}",
-                what.removeprefix(UNREADABLE),
-                what.startswith(UNREADABLE),
-            )
-            for name, what in wrong
+            Problem(f"{kind}/{shard:02x}/{name}", what, error) for name, what, error in wrong
         ]
 
     with ThreadPoolExecutor(readers, thread_name_prefix="recovery") as pool:

@@ -484,12 +484,12 @@ def test_c4_a_package_file_that_is_listed_and_not_found_means_list_again(
     read_folder = recovery.read_folder
     stale = 3
 
-    def read(path: str, kind: str, *where: int) -> tuple[bytes, int, list[tuple[str, str]]]:
+    def read(path: str, kind: str, *where: int) -> tuple[bytes, int, list[tuple[str, str, int]]]:
         nonlocal stale
         lines, count, wrong = read_folder(path, kind, *where)
         if stale and lines.startswith(b"+a|"):
             stale -= 1
-            return b"", count, [("a", f"OSError open: {os.strerror(errno_)}")]
+            return b"", count, [("a", f"open: {os.strerror(errno_)}", errno_)]
         return lines, count, wrong
 
     monkeypatch.setattr(recovery, "read_folder", read)
