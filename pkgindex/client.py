@@ -19,7 +19,9 @@ What they promise:
   out), and which were never sent. The client is then disconnected; `connect()` makes a new
   connection, and what to repeat on it is the caller's choice.
 
-A server is named `HOST:PORT`, `[IPV6]:PORT`, `HOST` (port 8080) or `unix:PATH`.
+A server is named `HOST:PORT`, `[IPV6]:PORT`, `HOST` (port 8080) or `unix:PATH`; with `tls://` before it,
+or with `tls=` an ssl.SSLContext, the client speaks TLS: it checks the server's certificate, by default
+against the CAs that the system trusts, and shows its own if the context has one.
 """
 
 from __future__ import annotations
@@ -33,13 +35,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from pkgindex.errors import ClientError
 
 if TYPE_CHECKING:
     # Its import takes longer than a whole `pkgindex query`; only AsyncClient needs it.
     import asyncio
+    import ssl
 
 __all__ = [
     "DEFAULT_SERVER",
@@ -68,6 +71,7 @@ _SLICE = 1024
 _READ_SIZE = 256 * 1024
 # The longest answer is "ERROR": more bytes without a newline are not an answer.
 _LONGEST_ANSWER = 5
+_TLS = "tls://"
 _UNASKED = "it answered more often than it was asked"
 _CLOSED = "the server closed it"
 
@@ -156,15 +160,23 @@ def _checked(messages: list[str]) -> list[str]:
 
 def _address(server: str) -> str | tuple[str, int]:
     """The path of a Unix socket, or (host, port). Raises ClientError for what is neither."""
+    server = server.removeprefix(_TLS)
     if server.startswith("unix:") and len(server) > len("unix:"):
         return server.removeprefix("unix:")
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?", server)
     if match is None or not 0 < (port := int(match[3] or DEFAULT_PORT)) < 65536:
-        raise ClientError(f"{server!r} names no server: write HOST:PORT, [IPV6]:PORT or unix:PATH")
+        raise ClientError(
+            f"{server!r} names no server: write HOST:PORT, [IPV6]:PORT or unix:PATH, or tls:// before it"
+        )
     return match[1] or match[2], port
 
 
 def _reason(error: OSError | UnicodeError) -> str:
+    # Both are an ssl.SSLError's, which is an OSError: what is wrong without OpenSSL's file and line.
+    if why := getattr(error, "verify_message", None):
+        return f"its certificate is not to be trusted: {why}"
+    if why := getattr(error, "reason", None) if not isinstance(error, UnicodeError) else None:
+        return f"TLS: {why.replace('_', ' ').lower()}"
     # str() of a plain OSError starts with "[Errno N]", which tells a user nothing.
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -192,7 +204,7 @@ class _Outgoing:
         """
         return len(self.taken) - bytes(self._chunk).count(b"\n")
 
-    def write(self, sock: socket.socket) -> None:
+    def write(self, sock: socket.socket | _TLSSocket) -> None:
         """Writes as much of one slice as the socket takes without waiting."""
         if not self._chunk and not self.exhausted:
             self._take()
@@ -245,16 +257,26 @@ class _Commands:
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
         connect_timeout: float | None = DEFAULT_CONNECT_TIMEOUT,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Only notes where the server is; `connect()`, or entering the context, connects.
 
         timeout          seconds without a byte sent or received while answers are due, after
                          which the connection counts as lost; None waits for ever
         connect_timeout  seconds for making the connection; None leaves it to the system
-        Raises ClientError if `server` is malformed.
+        tls              speak TLS by this context, whatever `server` begins with; without one, and
+                         with `tls://`, by ssl.create_default_context()
+        Raises ClientError if `server` is malformed, or a Unix socket that is to speak TLS.
         """
         self.server = server
         self._where = _address(server)
+        self._tls = tls
+        if tls is None and server.startswith(_TLS):
+            import ssl
+
+            self._tls = ssl.create_default_context()
+        if self._tls is not None and isinstance(self._where, str):
+            raise ClientError(f"{server}: a Unix socket has no TLS")
         self._timeout = timeout
         self._connect_timeout = connect_timeout
 
@@ -266,7 +288,14 @@ class _Commands:
 
     def _unreachable(self, error: OSError | UnicodeError) -> ClientError:
         why = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
-        return ClientError(f"cannot connect to {self.server}: {why}; is the server running there?")
+        what = "is the server running there?"
+        if getattr(error, "verify_message", None):
+            what = "name the CA that signed it"
+        elif self._tls is not None and not isinstance(
+            error, ConnectionRefusedError | socket.gaierror | UnicodeError
+        ):
+            what = "does the server speak TLS there?"
+        return ClientError(f"cannot connect to {self.server}: {why}; {what}")
 
     def _not_connected(self) -> NotConnected:
         return NotConnected(f"not connected to {self.server}: call connect() first")
@@ -275,10 +304,34 @@ class _Commands:
         return f"nothing moved for {self._timeout:g} seconds"
 
 
+class _TLSSocket:
+    """A non-blocking TLS socket that says BlockingIOError when it would have to wait, as a plain one."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        import ssl
+
+        self._socket = sock
+        self._waits = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self.fileno = sock.fileno
+        self.close = sock.close
+
+    def send(self, data: memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except self._waits:
+            raise BlockingIOError from None
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return self._socket.recv(size)
+        except self._waits:
+            raise BlockingIOError from None
+
+
 class Client(_Commands):
     """A blocking client. One thread at a time may use it."""
 
-    _socket: socket.socket | None = None
+    _socket: socket.socket | _TLSSocket | None = None
 
     def connect(self) -> Self:
         """Connects, after closing what was connected. Raises ClientError if it cannot."""
@@ -287,6 +340,9 @@ class Client(_Commands):
             if isinstance(self._where, tuple):
                 sock = socket.create_connection(self._where, self._connect_timeout)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    # Its handshake has the time of the connection; a failure closes the socket.
+                    sock = self._tls.wrap_socket(sock, server_hostname=self._where[0])
             else:
                 sock = socket.socket(socket.AF_UNIX)
                 try:
@@ -298,7 +354,7 @@ class Client(_Commands):
         except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name.
             raise self._unreachable(error) from error
         sock.setblocking(False)
-        self._socket = sock
+        self._socket = sock if self._tls is None else _TLSSocket(cast("ssl.SSLSocket", sock))
         return self
 
     @property
@@ -385,7 +441,10 @@ class Client(_Commands):
                 if not events:
                     raise TimeoutError(0, self._silence())
                 if events[0][1] & ~select.POLLOUT:
-                    data = sock.recv(_READ_SIZE)
+                    try:
+                        data = sock.recv(_READ_SIZE)
+                    except BlockingIOError:
+                        continue  # TLS: a record of which not all is here, or one of its own
                     if not data:
                         raise ConnectionResetError(0, _CLOSED)
                     answers += reader.feed(data)
@@ -441,7 +500,7 @@ class AsyncClient(_Commands):
         try:
             async with asyncio.timeout(self._connect_timeout):
                 if isinstance(self._where, tuple):
-                    reader, writer = await asyncio.open_connection(*self._where)
+                    reader, writer = await asyncio.open_connection(*self._where, ssl=self._tls)
                 else:
                     reader, writer = await asyncio.open_unix_connection(self._where)
         except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name.

@@ -7,13 +7,19 @@ server or the loader wants is imported.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pkgindex.client import DEFAULT_SERVER, DEFAULT_TIMEOUT, Answer, Client
+from pkgindex.errors import ClientError
 
-__all__ = ["index", "query", "remove", "server_options"]
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Server", "index", "query", "remove", "server_options"]
 
 EXIT_CODES = """\b
 Exit codes:
@@ -22,29 +28,105 @@ Exit codes:
   2  the server answered ERROR, could not be reached, or was silent
 """
 
-_Command = TypeVar("_Command", bound=Callable[..., object])
+
+@dataclass(frozen=True)
+class Server:
+    """The server that a command talks to, as its options say."""
+
+    name: str
+    timeout: float
+    tls_ca: str | None
+    tls_cert: str | None
+    tls_key: str | None
+
+    def client(self) -> Client:
+        """A client of it, not connected yet. Raises ClientError for files of TLS that are wrong."""
+        return Client(self.name, timeout=self.timeout, tls=self._tls())
+
+    def _tls(self) -> ssl.SSLContext | None:
+        files = [self.tls_ca, self.tls_cert, self.tls_key]
+        if not self.name.startswith("tls://"):
+            if any(files):
+                raise ClientError(
+                    f"{self.name}: a certificate is named, but no TLS: write tls://{self.name}"
+                )
+            return None
+        if not any(files):
+            return None  # as the system trusts
+        import ssl
+
+        if self.tls_key and not self.tls_cert:
+            raise ClientError(
+                f"{self.tls_key}: a key without its certificate: name that with --tls-cert"
+            )
+        path: str | None = None
+        try:
+            for path in filter(None, files):
+                with open(path, "rb"):  # noqa: PTH123  # pathlib takes longer to load than this command
+                    pass
+            path = self.tls_ca
+            context = ssl.create_default_context(cafile=self.tls_ca)
+            if self.tls_cert:
+                path = self.tls_cert
+                context.load_cert_chain(self.tls_cert, self.tls_key, _no_password)
+        except ssl.SSLError:
+            what = "the certificate of a CA" if path == self.tls_ca else "a certificate and its key"
+            raise ClientError(f"{path}: not {what}, in PEM") from None
+        except OSError as error:
+            raise ClientError(f"{path}: cannot read it: {error.strerror}") from None
+        return context
 
 
-def server_options(command: _Command) -> _Command:
-    """Give a command the options that say which server to talk to, and for how long."""
-    timeout = click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="SECONDS",
-        default=DEFAULT_TIMEOUT,
-        show_default=True,
-        help="Give up when nothing moves on the connection for so long.",
-    )
-    server = click.option(
-        "--server",
-        metavar="HOST:PORT",
-        envvar="PKGINDEX_SERVER",
-        show_envvar=True,
-        default=DEFAULT_SERVER,
-        show_default=True,
-        help="The server: HOST:PORT, [IPV6]:PORT or unix:PATH.",
-    )
-    return server(timeout(command))
+def _no_password() -> str:
+    raise ClientError("the key of the certificate has a password; store it without one (mode 0600)")
+
+
+def server_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options that say which server to talk to; it gets them as `server`."""
+
+    @wraps(command)
+    def with_server(
+        server: str,
+        timeout: float,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
+        **others: Any,
+    ) -> int:
+        return command(server=Server(server, timeout, tls_ca, tls_cert, tls_key), **others)
+
+    options = [
+        click.option(
+            "--server",
+            metavar="HOST:PORT",
+            envvar="PKGINDEX_SERVER",
+            show_envvar=True,
+            default=DEFAULT_SERVER,
+            show_default=True,
+            help="The server: HOST:PORT, [IPV6]:PORT or unix:PATH; tls://HOST:PORT with TLS.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            default=DEFAULT_TIMEOUT,
+            show_default=True,
+            help="Give up when nothing moves on the connection for so long.",
+        ),
+        # Names of their own: PKGINDEX_TLS_CERT and PKGINDEX_TLS_KEY are the server's.
+        *(
+            click.option(f"--{name}", metavar="FILE", envvar=variable, show_envvar=True, help=text)
+            for name, variable, text in (
+                ("tls-ca", "PKGINDEX_TLS_CA", "Trust servers whose certificate this CA signed."),
+                ("tls-cert", "PKGINDEX_CLIENT_CERT", "Show this certificate to the server."),
+                ("tls-key", "PKGINDEX_CLIENT_KEY", "The key to it, if it is in another file."),
+            )
+        ),
+    ]
+    decorated: Callable[..., int] = with_server
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
 
 
 @click.command(
@@ -60,13 +142,13 @@ Examples:
 @click.argument("package")
 @click.argument("dependencies", metavar="[DEPENDENCY]...", nargs=-1)
 @server_options
-def index(package: str, dependencies: tuple[str, ...], server: str, timeout: float) -> int:
+def index(package: str, dependencies: tuple[str, ...], server: Server) -> int:
     """Index PACKAGE with exactly these dependencies, in place of any older list.
 
     The server answers FAIL, and changes nothing, if one of them is not indexed. Its OK means that
     the change is on stable storage.
     """
-    return _answered(server, timeout, lambda client: client.index(package, dependencies))
+    return _answered(server, lambda client: client.index(package, dependencies))
 
 
 @click.command(
@@ -80,13 +162,13 @@ Example:
 )
 @click.argument("package")
 @server_options
-def remove(package: str, server: str, timeout: float) -> int:
+def remove(package: str, server: Server) -> int:
     """Remove PACKAGE from the index.
 
     The server answers FAIL, and changes nothing, if another package depends on it; OK if it is not
     indexed, now or already before.
     """
-    return _answered(server, timeout, lambda client: client.remove(package))
+    return _answered(server, lambda client: client.remove(package))
 
 
 @click.command(
@@ -100,14 +182,14 @@ Example:
 )
 @click.argument("package")
 @server_options
-def query(package: str, server: str, timeout: float) -> int:
+def query(package: str, server: Server) -> int:
     """Ask whether PACKAGE is indexed: OK if it is, FAIL if not."""
-    return _answered(server, timeout, lambda client: client.query(package))
+    return _answered(server, lambda client: client.query(package))
 
 
-def _answered(server: str, timeout: float, ask: Callable[[Client], bool]) -> int:
+def _answered(server: Server, ask: Callable[[Client], bool]) -> int:
     """Ask a server, print its answer, and return the exit code for it."""
-    with Client(server, timeout=timeout) as client:
+    with server.client() as client:
         try:
             answer = Answer.OK if ask(client) else Answer.FAIL
         except ValueError as error:

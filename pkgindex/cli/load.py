@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pkgindex.cli.client import server_options
+from pkgindex.cli.client import Server, server_options
 from pkgindex.cli.progress import bar
-from pkgindex.client import Client
 from pkgindex.errors import ClientError
 
 if TYPE_CHECKING:
@@ -79,8 +78,7 @@ def load(
     missing: str,
     verbose: bool,
     as_json: bool,
-    server: str,
-    timeout: float,
+    server: Server,
 ) -> int:
     """Load the packages of each FILE into a server; "-" is standard input.
 
@@ -98,7 +96,7 @@ def load(
     gc.disable()
     began = time.monotonic()
     # Before the inputs are read: a wrong address should not take that long to show.
-    with Client(server, timeout=timeout) as client, bar() as progress:
+    with server.client() as client, bar() as progress:
         show_read, size, done = _unhurried(progress("reading")), _size(files), 0
 
         def on_read(count: int) -> None:
