@@ -1,5 +1,6 @@
 """What the commands on a stopped store share: naming it, opening it, showing how far reading has come."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ STORE = click.argument(
 @contextmanager
 def opened(store: str) -> Iterator[tuple["Offline", Callable[[str], "Progress"]]]:
     """A stopped store, and what makes progress bars; whatever goes wrong ends in exit code 2."""
+    os.umask(
+        0o027
+    )  # what they make is for the server: as it would make it, whatever this shell's is
     from pkgindex.index.file import path_of
     from pkgindex.store.offline import Offline
 

@@ -105,6 +105,7 @@ class FileIndex(Index):
         """Claim the store, read it, and make this process its writer. See Index."""
         mount = Mount(path_of(location))
         try:
+            mount.check_folders(*store_format.FOLDERS)
             fmt = store_format.read(mount) or store_format.create(mount, insist=settings.create)
             for folder in store_format.FOLDERS:
                 mount.make_folder(folder)
