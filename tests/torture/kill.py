@@ -146,6 +146,17 @@ class World:
             asyncio.create_task(self.crowd.talk(client, number))
             for number, client in enumerate(clients)
         ]
+        await self.disturb(server, kind)
+        server.kill()
+        for ended in await asyncio.gather(*talking, return_exceptions=True):
+            if isinstance(ended, TimeoutError):
+                self.failures.append("a client waited for its replies without end")
+            elif ended is not None:
+                raise ended
+        self.failures += [f"{len(c.stray)} replies too many" for c in clients if c.stray]
+
+    async def disturb(self, server: Server, kind: str) -> None:
+        """What befalls the server under load, before it is killed."""
         await asyncio.sleep(self.random.uniform(0.01, LONGEST_LIFE))
         if kind == "stopping":
             server.send_signal(signal.SIGTERM)
@@ -157,13 +168,6 @@ class World:
             await asyncio.sleep(self.random.uniform(0, LONGEST_ROUND))
         if server.exit_code is not None and kind != "stopping":
             self.failures.append(f"a server ended by itself, with exit code {server.exit_code}")
-        server.kill()
-        for ended in await asyncio.gather(*talking, return_exceptions=True):
-            if isinstance(ended, TimeoutError):
-                self.failures.append("a client waited for its replies without end")
-            elif ended is not None:
-                raise ended
-        self.failures += [f"{len(c.stray)} replies too many" for c in clients if c.stray]
 
     def begin_and_die(self, kind: str) -> History:
         """Start, and be killed before, in or after the recovery."""
