@@ -12,8 +12,10 @@ import os
 import socket
 import ssl
 import stat
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from pkgindex import log
@@ -263,37 +265,40 @@ def _no_password() -> str:
 class Handshake(asyncio.Protocol):
     """What stands before a connection until its TLS handshake is done."""
 
-    _task: asyncio.Task[None]
-
     def __init__(self, connection: Connection, tls: Tls) -> None:
         self._connection = connection
         self._tls = tls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a place; then begin, before a byte is read."""
+        """Take a place among the clients; then begin."""
         self._connection.connection_made(transport)
-        if not transport.is_closing():
-            raw = cast("asyncio.Transport", transport)
-            raw.pause_reading()
-            self._task = asyncio.get_running_loop().create_task(self._shake_hands(raw))
+        if transport.is_closing():
+            return
+        handshake = asyncio.get_running_loop().start_tls(
+            cast("asyncio.Transport", transport),
+            cast("asyncio.BaseProtocol", self._connection),
+            self._tls.context,
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=FAREWELL_SECONDS,
+        )
+        # Its first step here and now, not in a task: uvloop reads as soon as this returns, whether it was
+        # paused or not, and what a quick client has sent by then would come to this object and be lost.
+        handshake.send(None).add_done_callback(partial(self._done, handshake))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It ended before it began; once it has begun, the connection itself is told."""
         self._connection.connection_lost(exc)
 
-    async def _shake_hands(self, raw: asyncio.Transport) -> None:
+    def _done(
+        self,
+        handshake: Coroutine[asyncio.Future[None], None, asyncio.Transport | None],
+        _waited_for: asyncio.Future[None],
+    ) -> None:
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                raw,
-                cast("asyncio.BaseProtocol", self._connection),
-                self._tls.context,
-                server_side=True,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=FAREWELL_SECONDS,
-            )
+            handshake.send(None)
+        except StopIteration as end:
+            self._connection.secured(end.value)
         except OSError as error:  # ssl.SSLError is one; so is a handshake that takes too long
             self._connection.not_secured()
             logger.debug("no TLS handshake", reason=str(error))
-            return
-        assert secured is not None
-        self._connection.secured(secured)

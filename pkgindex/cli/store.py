@@ -27,9 +27,8 @@ STORE = click.argument(
 @contextmanager
 def opened(store: str) -> Iterator[tuple["Offline", Callable[[str], "Progress"]]]:
     """A stopped store, and what makes progress bars; whatever goes wrong ends in exit code 2."""
-    os.umask(
-        0o027
-    )  # what they make is for the server: as it would make it, whatever this shell's is
+    # What they make is for the server: as it would make it, whatever this shell's mask is.
+    os.umask(0o027)
     from pkgindex.index.file import path_of
     from pkgindex.store.offline import Offline
 
