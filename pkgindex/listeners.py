@@ -284,21 +284,27 @@ class Handshake(asyncio.Protocol):
         )
         # Its first step here and now, not in a task: uvloop reads as soon as this returns, whether it was
         # paused or not, and what a quick client has sent by then would come to this object and be lost.
-        handshake.send(None).add_done_callback(partial(self._done, handshake))
+        handshake.send(None).add_done_callback(partial(self._done, transport, handshake))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It ended before it began; once it has begun, the connection itself is told."""
+        """It was closed at once: too many, or a stranger."""
         self._connection.connection_lost(exc)
 
     def _done(
         self,
+        transport: asyncio.BaseTransport,
         handshake: Coroutine[asyncio.Future[None], None, asyncio.Transport | None],
         _waited_for: asyncio.Future[None],
     ) -> None:
         try:
             handshake.send(None)
         except StopIteration as end:
-            self._connection.secured(end.value)
+            if not transport.is_closing():
+                self._connection.secured(end.value)
+                return
+            why = "the client closed it"
         except OSError as error:  # ssl.SSLError is one; so is a handshake that takes too long
-            self._connection.not_secured()
-            logger.debug("no TLS handshake", reason=str(error))
+            why = str(error)
+        logger.debug("no TLS handshake", reason=why)
+        # uvloop tells the connection of this end in some cases only; to be told twice is no harm.
+        self._connection.not_secured()

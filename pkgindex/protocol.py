@@ -190,8 +190,10 @@ class Connection:
             self._write = transport.write
 
     def not_secured(self) -> None:
-        """The TLS handshake has failed; the transport closes by itself."""
+        """There is no TLS handshake, and so no client."""
         self._hub.unsecured += 1
+        self.abort()
+        self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Forget everything; changes that were applied stay applied."""

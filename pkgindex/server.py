@@ -200,7 +200,8 @@ class _Server:
         if self.stopping.is_set():
             logger.warning("stopped at once; all that was acknowledged is in the journal")
             os._exit(0)
-        logger.info("stopping", signal=signal.Signals(number).name)
+        behind = self.index.stats().get("behind", 0)
+        logger.info("stopping", signal=signal.Signals(number).name, behind=behind)
         _notify("STOPPING=1")
         self.stopping.set()
 

@@ -94,11 +94,11 @@ Examples:
   pkgindex serve                        keep an index in ./pkgindex-data, on port 8080
   pkgindex index emacs elisp gtk+       emacs depends on elisp and gtk+
   pkgindex query emacs && echo is there
-  pkgindex load /var/lib/apt/lists/*_Packages
+  pkgindex load /var/lib/apt/lists/*_Packages*
 
 \b
 The protocol is plain text:
-  printf 'INDEX|elisp|\\nQUERY|elisp|\\n' | nc 127.0.0.1 8080
+  printf 'INDEX|elisp|\\nQUERY|elisp|\\n' | nc -N 127.0.0.1 8080
 
 `pkgindex COMMAND --help` tells more of each.""",
 )

@@ -224,9 +224,8 @@ class FileIndex(Index):
         if self._loop:
             self._loop.remove_reader(self._event)
         where = error.filename or self._mount.root
-        if error.errno in GONE and not os.path.exists(
-            self._mount.path("staging", self._claim.staging.name)
-        ):
+        # ENOENT alone may be a folder that somebody removed: a claim above this one's is a successor.
+        if error.errno in GONE and self._is_deposed():
             newest = highest_epoch(self._mount)
             message = f"{self._mount.root}: another server has taken over (epoch {newest}); this one stops"
         else:
@@ -235,6 +234,13 @@ class FileIndex(Index):
                 "mend the storage (room, permissions, mount) and start again"
             )
         self._tell_failed(StoreFailed(message))
+
+    def _is_deposed(self) -> bool:
+        staging = self._mount.path("staging", self._claim.staging.name)
+        try:
+            return highest_epoch(self._mount) > self._claim.epoch or not os.path.exists(staging)
+        except OSError:
+            return False
 
     def _round_failed(self, error: OSError) -> None:
         if self._loop:

@@ -46,44 +46,36 @@ def check(store: Offline, progress: Progress | None = None) -> Report:
     contents = store.read(progress)
     graph = contents.graph
     report = Report(len(graph), len(graph), contents.problems)
+    named = {problem.path for problem in report.problems}
     lost = set()
+
+    def missing(package: str, why: str) -> None:
+        lost.add(package)
+        path = _path(store, "forward", package)
+        if path not in named:  # one that is there, but damaged, has been named already
+            named.add(path)
+            report.problems.append(Problem(path, f"missing, though {why}"))
+
     for package, dependency in graph.dangling(1_000_000):
-        if dependency not in lost:
-            lost.add(dependency)
-            report.problems.append(
-                Problem(
-                    _path(store, "forward", dependency), f"missing, though {package} depends on it"
-                )
-            )
+        missing(dependency, f"{package} depends on it")
     owed = set(graph.dirty_reverses())
     dependents, damaged = _reverse_files(store, graph, report, progress)
     for package in graph:
-        if package in owed:
-            continue
         expected = graph.dependents(package)
         found = dependents.dependencies(package)
-        if found == expected:
+        if found == expected or package in owed:
             continue
         path = _path(store, "reverse", package)
         ghosts = [name for name in found if name not in graph]
-        if ghosts:
-            report.problems.append(
-                Problem(_path(store, "forward", ghosts[0]), f"missing, though {path} lists it")
-            )
-        elif path not in damaged:
-            what = (
-                f"lists {len(found)} packages, not the {len(expected)} that depend on it"
-                if found
-                else "missing"
-            )
-            _derived(report, Problem(path, what), package)
+        for ghost in ghosts:
+            missing(ghost, f"{path} lists it")
+        if not ghosts and path not in damaged:
+            what = f"lists {len(found)} packages, not the {len(expected)} that depend on it"
+            _derived(report, Problem(path, what if found else "missing"), package)
     for package in dependents:
         if package not in graph and package not in owed and package not in lost:
-            _derived(
-                report,
-                Problem(_path(store, "reverse", package), "belongs to no indexed package"),
-                package,
-            )
+            path = _path(store, "reverse", package)
+            _derived(report, Problem(path, "belongs to no indexed package"), package)
     return report
 
 
