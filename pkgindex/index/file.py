@@ -107,8 +107,7 @@ class FileIndex(Index):
         try:
             mount.check_folders(*store_format.FOLDERS)
             fmt = store_format.read(mount) or store_format.create(mount, insist=settings.create)
-            for folder in store_format.FOLDERS:
-                mount.make_folder(folder)
+            store_format.complete(mount)
             lease = Lease(mount)
             try:
                 mine = _claim(mount, lease, takeover=settings.takeover)

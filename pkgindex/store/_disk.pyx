@@ -50,7 +50,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     int openat(int dir, const char *path, int flags, ...)
-    int O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW
+    int O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK
     int AT_SYMLINK_NOFOLLOW
 
 cdef extern from "<stdio.h>" nogil:

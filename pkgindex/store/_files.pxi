@@ -438,7 +438,8 @@ cdef const char *read_file(int folder, const char *name, Text *out) noexcept nog
     """NULL and the whole file in `out`, or what went wrong (errno says more unless it is 0)."""
     cdef stat_t st
     cdef ssize_t n
-    cdef int fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)
+    # Not to be held up by a named pipe that somebody has put there.
+    cdef int fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
     out.size = 0
     if fd < 0:
         return "open"

@@ -20,7 +20,7 @@ from pkgindex._core import crc32c
 from pkgindex.errors import StoreDamaged, StoreUnreachable, UnknownFormat
 from pkgindex.store.mount import FILE_MODE, FOLDER_MODE, Mount, write_all
 
-__all__ = ["FOLDERS", "Format", "create", "read"]
+__all__ = ["FOLDERS", "Format", "complete", "create", "read"]
 
 VERSION = 1
 SHARDS = 256  # 1 million packages are 4,000 files a folder: quick to list, on any file system
@@ -87,7 +87,6 @@ def create(mount: Mount, *, insist: bool) -> Format:
         if not os.path.isdir(root):
             with suppress(FileExistsError):
                 os.mkdir(root, FOLDER_MODE)
-            Mount(os.path.dirname(root)).sync_folder()
         others = [n for n in mount.names() if n not in HARMLESS and not n.startswith(UNFINISHED)]
         if others and "FORMAT" not in others:
             raise StoreUnreachable(
@@ -106,6 +105,18 @@ def create(mount: Mount, *, insist: bool) -> Format:
             f"{root}: FORMAT was written and is not there: the mount loses files"
         )
     return made
+
+
+def complete(mount: Mount) -> None:
+    """Make the folders that are missing, and sync every name that the store hangs by.
+
+    At each start: a process that was killed while it made the store has left names unsynced, and its
+    successor would put acknowledged changes into folders that a power loss takes away. Raises OSError."""
+    for folder in FOLDERS:
+        mount.make_folder(folder)
+    mount.sync_folder()
+    with suppress(PermissionError):  # a parent that may not be opened was not made by us either
+        Mount(os.path.dirname(mount.root)).sync_folder()
 
 
 def _write(mount: Mount) -> None:
