@@ -35,6 +35,7 @@ class Crowd:
     neighbours: int = 5
     owned: int = 15  # packages of each client
     marks: int = 6
+    silent: bool = False  # whoever talks, ends
     pause: float = 0.0  # seconds between two pipelines of a client, on average
 
     @property
@@ -69,9 +70,9 @@ class Crowd:
         return dict.fromkeys(self.names, frozenset())
 
     async def talk(self, client: Client, number: int) -> None:
-        """Send pipelines and wait for their replies, until the connection ends."""
+        """Send pipelines and wait for their replies, until the connection ends, or all fall silent."""
         try:
-            while True:
+            while not self.silent:
                 await client.ask(self.pipeline(number))
                 if self.pause:
                     await asyncio.sleep(self.random.expovariate(1 / self.pause))

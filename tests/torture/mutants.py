@@ -8,6 +8,7 @@ is `pkgindex serve --store …` with that mistake. A campaign that lets one pass
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -117,12 +118,30 @@ def numbers_reigns_by_the_clock() -> None:
     part("store.claim").highest_epoch = lambda mount: int(time.time())
 
 
+def leaks() -> None:
+    """Something of every commit is never let go, and something that every round opens never closed."""
+    index, behind = part("index.file:FileIndex"), part("store.packages:WriteBehind")
+    committed, run_round = index._committed, behind._round
+    kept = []
+
+    def keep_memory(self: Any) -> None:
+        kept.append(bytearray(b"x" * 32768))
+        committed(self)
+
+    def keep_descriptor(self: Any) -> Any:
+        os.dup(2)
+        return run_round(self)
+
+    index._committed, behind._round = keep_memory, keep_descriptor
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "acknowledges-first": acknowledges_first,
     "forgets-the-last-change": forgets_the_last_change,
     "drops-the-journal-first": drops_the_journal_first,
     "measures-by-the-wall-clock": measures_by_the_wall_clock,
     "numbers-reigns-by-the-clock": numbers_reigns_by_the_clock,
+    "leaks": leaks,
 }
 
 
