@@ -91,7 +91,7 @@ def library() -> str:
         return ""
     asked = [gcc, "-print-file-name=libasan.so"]
     path = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    return path if os.path.isabs(path) else ""
+    return path if Path(path).is_absolute() else ""
 
 
 def absent() -> str | None:
