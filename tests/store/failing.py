@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.servers import Server, ServerFailed, Wire
 from tests.store.reading import read_files, read_index, reversed_index
@@ -56,6 +57,7 @@ class Life:
     lines: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     text: str = ""
+    seconds_to_end: float = 0.0  # from the first failure of a call on the store
 
     @property
     def injected(self) -> list[str]:
@@ -75,11 +77,33 @@ def leave_by_a_kill(root: Path) -> Path:
     return root
 
 
-def live(before: Path, root: Path, *inject: str, only: Sequence[str] = ()) -> Life:
-    """Live once on a copy of the store."""
+class Timed(Traced):
+    """A traced server that knows when each of its calls was made."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._command.insert(self._command.index("strace") + 1, "-ttt")
+
+    def unstamp(self) -> float:
+        """Take the times out of the trace; how long it lived on after a failure of the store."""
+        deadline = time.monotonic() + self.patience
+        end = re.compile(rf"^{self.pid} +([0-9.]+) \+\+\+ ", re.MULTILINE)
+        while not (ended := end.search(text := self.trace.read_text(errors="replace"))):
+            assert time.monotonic() < deadline, "strace has not written the end"
+            time.sleep(0.01)
+        failed = re.search(r"^\d+ +([0-9.]+) .*/the-store/.*\(INJECTED\)", text, re.MULTILINE)
+        self.trace.write_text(re.sub(r"^(\d+ +)[0-9.]+ ", r"\1", text, flags=re.MULTILINE))
+        return float(ended[1]) - float(failed[1]) if failed else 0.0
+
+
+def live(
+    before: Path, root: Path, *inject: str, only: Sequence[str] = (), mutation: str = ""
+) -> Life:
+    """Live once on a copy of the store. `mutation`: Python that breaks the product first."""
     shutil.copytree(before, root)
     life = Life()
-    server = Traced(f"file:{root}", root.parent / "trace", calls=EVERY, inject=inject, only=only)
+    trace = root.parent / "trace"
+    server = Timed(f"file:{root}", trace, calls=EVERY, inject=inject, only=only, mutation=mutation)
     begun = time.monotonic()
     with suppress(ServerFailed):
         server.start()
@@ -91,6 +115,7 @@ def live(before: Path, root: Path, *inject: str, only: Sequence[str] = ()) -> Li
             server.send_signal(15)
     life.exit_code = server.wait(20)
     assert time.monotonic() - begun < SECONDS_TO_END + 20
+    life.seconds_to_end = server.unstamp()
     life.calls = server.calls()
     life.text = server.trace.read_text(errors="replace")
     life.lines = server.lines
