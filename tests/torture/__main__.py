@@ -1,5 +1,6 @@
 """Run the fault campaigns and report what each tried and what held.
 
+\b
     python -m tests.torture                         # every campaign in its reduced form, as CI does
     python -m tests.torture --full                  # the whole of those that end within the hour
     python -m tests.torture --long                  # the whole of those that take longer
@@ -19,8 +20,10 @@ import shutil
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -41,8 +44,13 @@ __all__ = ["campaigns", "main"]
 
 BUILD = Path("build/torture")
 
-#: A campaign that has taken this many times what it may, and a minute, hangs.
+#: A campaign that has taken this many times what it may, and GRACE seconds, hangs.
 HANGS_AFTER = 2.0
+GRACE = 60.0
+ENDS_WITHIN = 10.0  # after it has said what came out
+
+#: How a campaign's process begins: with nothing of the ones before it.
+START = "spawn"
 
 #: Progress is told at most this often (seconds); a campaign may count in millions.
 SAY_EVERY = 0.1
@@ -82,7 +90,9 @@ def _inside(name: str, seed: int, full: bool, folder: Path, pipe: Connection) ->
     pipe.send(Outcome.of(campaign, run))
 
 
-def _run(campaign: Campaign, seed: int, full: bool, folder: Path, bar: Progress) -> Outcome:
+def _run(
+    campaign: Campaign, seed: int, full: bool, folder: Path, bar: Progress, grace: float = GRACE
+) -> Outcome:
     """Run one campaign to its end, or to its limit."""
     began = time.monotonic()
     if reason := campaign.absent():
@@ -90,14 +100,14 @@ def _run(campaign: Campaign, seed: int, full: bool, folder: Path, bar: Progress)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     task = bar.add_task(campaign.name, total=None)
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(START)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
         target=_inside, args=(campaign.name, seed, full, folder.resolve(), theirs)
     )
     process.start()
     theirs.close()
-    limit = campaign.seconds[full] * HANGS_AFTER + 60
+    limit = campaign.seconds[full] * HANGS_AFTER + grace
     outcome = None
     try:
         while outcome is None and ours.poll(max(0.0, began + limit - time.monotonic())):
@@ -106,7 +116,8 @@ def _run(campaign: Campaign, seed: int, full: bool, folder: Path, bar: Progress)
                 outcome = said
             else:
                 bar.update(task, completed=said[0], total=said[1])
-        process.join(10)
+        if outcome is not None:
+            process.join(ENDS_WITHIN)
     except EOFError:
         process.join()
     finally:
@@ -150,8 +161,11 @@ def _chosen(
 @click.option(
     "--report", "folder", type=click.Path(path_type=Path), default=BUILD, show_default=True
 )
+@click.option("--jobs", default=1, show_default=True, metavar="N", help="How many at a time.")
 @click.option("--list", "listing", is_flag=True, help="Name the campaigns and end.")
-def main(form: str, only: tuple[str, ...], seed: int | None, folder: Path, listing: bool) -> None:
+def main(
+    form: str, only: tuple[str, ...], seed: int | None, folder: Path, jobs: int, listing: bool
+) -> None:
     console = Console(soft_wrap=True)
     known = campaigns()
     ours, others = _chosen(known, only, form)
@@ -170,13 +184,16 @@ def main(form: str, only: tuple[str, ...], seed: int | None, folder: Path, listi
         TimeElapsedColumn(),
         console=console,
     )
-    with bar:
-        for campaign in ours:
-            outcome = _run(campaign, seed, form != "quick", folder / "work" / campaign.name, bar)
-            report.outcomes.append(outcome)
-            console.print(outcome.line(), highlight=False, markup=False)
-            for failure in outcome.failures:
-                console.print(f"  FAILED: {failure}", highlight=False, markup=False)
+
+    def run(campaign: Campaign) -> Outcome:
+        outcome = _run(campaign, seed, form != "quick", folder / "work" / campaign.name, bar)
+        console.print(outcome.line(), highlight=False, markup=False)
+        for failure in outcome.failures:
+            console.print(f"  FAILED: {failure}", highlight=False, markup=False)
+        return outcome
+
+    with bar, ThreadPoolExecutor(jobs) as pool:
+        report.outcomes += pool.map(run, ours)
     report.elsewhere = {c.name: "make torture-long" if c.long else "make torture" for c in others}
     text, data = report.write(folder)
     console.print(report.summary(), highlight=False, markup=False)

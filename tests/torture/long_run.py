@@ -331,7 +331,7 @@ CAMPAIGNS = (
         "Half an hour of mixed load with random faults: the answers stay right, and memory and file "
         "descriptors flat.",
         long_run,
-        seconds=(200.0, 2100.0),
+        seconds=(120.0, 2100.0),
         long=True,
     ),
 )

@@ -22,9 +22,9 @@ from tests.torture.campaign import Campaign, Run
 __all__ = ["Outcome", "Report"]
 
 FORMS = {
-    "quick": "the reduced form of every campaign (make torture-quick)",
-    "full": "the whole of the campaigns that fit into an hour (make torture)",
-    "long": "the whole of the campaigns that take longer (make torture-long)",
+    "quick": "the reduced form (make torture-quick has all campaigns in it)",
+    "full": "the whole (make torture has the campaigns that fit into an hour)",
+    "long": "the whole (make torture-long has the campaigns that take longer)",
 }
 
 

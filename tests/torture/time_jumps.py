@@ -24,7 +24,7 @@ from tests.torture.kill import World
 
 __all__ = ["CAMPAIGNS"]
 
-LIVES = (100, 10)  # full, quick
+LIVES = (70, 8)  # full, quick
 MUTANT_LIVES = 8  # within which a wrong server must have been found out
 LIFE_SECONDS = (1.2, 2.5)  # longer than the second after which the server looks for late clients
 STOPS_WITHIN = 30.0  # seconds: an undisturbed stop under this load takes a fraction of one
@@ -194,6 +194,6 @@ CAMPAIGNS = (
         "must not notice; nor the promise where even the clock that no one can set jumps forward.",
         jumps,
         absent,
-        seconds=(100.0, 480.0),
+        seconds=(90.0, 330.0),
     ),
 )
