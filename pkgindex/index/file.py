@@ -261,20 +261,25 @@ class FileIndex(Index):
         self._behind.stop(deadline)
         written = await loop.run_in_executor(None, self._behind.join, left() + GRACE_SECONDS)
         behind = self._behind.behind
-        ended = await loop.run_in_executor(None, self._journal.stop, left())
-        loop.remove_reader(self._event)
-        if self._behind.last_error is not None:
+        try:
+            ended = await loop.run_in_executor(None, self._journal.stop, left())
+            loop.remove_reader(self._event)
+            if self._behind.last_error is not None:
+                raise self._behind.last_error
+            if written and ended:
+                self._claim.staging.close()
+                self._lease.close()
+                os.close(self._event)
+        except OSError as error:
             raise StoreFailed(
-                f"{self._mount.root}: {self._behind.last_error.strerror}; package files lag behind"
-            )
+                f"{self._mount.root}: {error.strerror}; package files lag behind, "
+                "what was acknowledged is in the journal"
+            ) from None
         if not written or not ended:
             raise StoreFailed(
                 f"{self._mount.root}: does not answer; stopped without it; "
                 "what was acknowledged is in the journal"
             )
-        self._claim.staging.close()
-        self._lease.close()
-        os.close(self._event)
         return {"packages": len(self), "behind": behind, "rounds": self._behind.rounds}
 
     def stats(self) -> dict[str, object]:
