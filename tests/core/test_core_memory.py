@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from pkgindex._core import Batch, Graph, fail_allocation
-from tests.core.talk import ROOMY, chunk, commit, packages, pieces, tell, write_round
-from tests.reference import FAIL, OK, Model
+from tests.core.hunger import hungry_lines, refuse_each
+from tests.core.talk import ROOMY, chunk, commit, pieces, tell, write_round
+from tests.reference import FAIL, OK
 
 
 def index_lines(table: dict[bytes, list[bytes]]) -> Iterator[bytes]:
@@ -233,48 +234,10 @@ def _memory_again() -> Iterator[None]:
     fail_allocation(-1)
 
 
-def hungry_lines() -> list[bytes]:
-    """Messages that make every part grow."""
-    draw = random.Random(1)
-    names = [b"%d-" % i + b"n" * draw.randint(1, 250) for i in range(2500)]
-    lines = []
-    for i, name in enumerate(names):
-        needed = draw.sample(names[:i], min(i, draw.choice([0, 0, 3, 30])))
-        lines.append(b"INDEX|%b|%b" % (name, b",".join(needed)))
-        if i % 10 == 9:
-            lines.append(b"INDEX|%b|" % names[draw.randrange(i)])
-            lines.append(b"REMOVE|%b|" % names[draw.randrange(i)])
-    lines.append(b"INDEX|top|" + b",".join(names[:1000]))
-    lines.append(b"INDEX|top|" + b",".join(names[500:1000]))
-    return [line for line in lines if line.count(b",") < 900 or line.startswith(b"INDEX|top")]
-
-
 @pytest.mark.parametrize("journalled", [False, True])
 def test_a_change_for_which_there_is_no_memory_leaves_the_graph_as_it_was(journalled: bool) -> None:
     """Whichever allocation fails; and with memory again the same change succeeds."""
-    lines = hungry_lines()
-    failures = 0
-    graph, model = Graph(journalled=journalled), Model()
-    for line in lines:
-        data = line + b"\n"
-        for n in range(100):
-            before = graph.changes, graph.redo_bytes, graph.stats()["names"]
-            fail_allocation(n)
-            try:
-                replies = pieces(graph, data)[0][1]
-            except MemoryError:
-                fail_allocation(-1)
-                failures += 1
-                assert (graph.changes, graph.redo_bytes, graph.stats()["names"]) == before
-                graph.verify()
-                assert packages(graph) == model.packages
-            else:
-                fail_allocation(-1)
-                break
-        assert replies == model.apply(line)
-    graph.verify()
-    assert packages(graph) == model.packages
-    assert failures > 8
+    assert refuse_each(Graph(journalled=journalled), hungry_lines()) > 8
 
 
 def test_an_empty_graph_needs_memory_too() -> None:
