@@ -124,8 +124,10 @@ class Volume:
         """SIGKILL the brick's server: it forgets every lock, its clients get errors or wait."""
         self._kill("brick")
 
-    def mount(self, name: str, caches: Sequence[str] = CACHES) -> Path:
-        """Mount the volume once more, as another machine would, and return the mount point."""
+    def mount(self, name: str, caches: Sequence[str] = CACHES, trusts: float = 1.0) -> Path:
+        """Mount the volume once more, as another machine would, and return the mount point.
+
+        `trusts`: seconds for which the kernel believes what it knows of a name or a size."""
         point = self.folder / f"mount-{name}"
         point.mkdir()
         remote = {
@@ -142,7 +144,8 @@ class Volume:
         assert self._guard.stdin is not None
         self._guard.stdin.write(f"{point}\n".encode())
         self._guard.stdin.flush()
-        self._start(name, "glusterfs", layers, str(point))
+        believed = (f"--attribute-timeout={trusts}", f"--entry-timeout={trusts}")
+        self._start(name, "glusterfs", layers, *believed, str(point))
         self._wait(name, partial(_answers, point))
         self.mounts[name] = point
         return point

@@ -1,0 +1,519 @@
+"""Two servers on one store: whatever the first was about when the second took over, nothing is lost.
+
+A line of reigns is one store and its writers, each deposed by the next with `--takeover`, under clients
+that contradict one another. The first of the two is busy, or frozen at a moment that the seed chooses, or
+stopped behind a call of its commit, of its round, of its own claim, or held in front of one (pausing.py);
+then the next one claims, recovers and serves; then the first wakes. From the moment when the second serves
+
+- the first answers no change any more, not even one without effect, and ends by itself with exit code 5
+  (a claimant that never served: 3);
+- it changes no name in the store (its own trace tells, and a picture of the whole store before and after);
+- the index that the second serves explains every answer that the first ever gave (`linearizability`).
+
+Locally both are in one folder. On GlusterFS each is on a mount of its own (gluster.py): the next one's has
+every caching layer, trusts what it knows for longer than usual, and has listed and read the whole store
+again and again until the claim, while the first wrote on; and there the brick is killed and started under
+the holder of the lock, which holds it no longer and is not told.
+
+The mutants of unfenced.py break a rule each; a line of reigns must find each of them out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.servers import Address, ServerFailed, Wire
+from tests.store.reading import read_files, read_index
+from tests.store.tracing import strace_works
+from tests.torture import gluster
+from tests.torture.campaign import Campaign, Run
+from tests.torture.clients import Crowd
+from tests.torture.history import Call, Client, History
+from tests.torture.linearizability import Index, judge
+from tests.torture.pausing import COMMIT_CALLS, Pausable, Pause, Stop
+
+__all__ = ["CAMPAIGNS", "Place", "Reigns"]
+
+#: What a claimant asks of the store, and how many calls of one kind its main thread makes at most.
+CLAIM_CALLS = {
+    "mkdir": 5,
+    "openat": 30,
+    "fsync": 8,
+    "renameat": 6,
+    "rmdir": 2,
+    "getdents64": 20,
+    "write": 4,
+}
+
+LONGEST_UNDISTURBED = 0.2  # seconds under load, before the pause is asked for
+LONGEST_WAIT = 1.5  # for a call to come; then the writer is frozen where it is
+LONGEST_CLAIM = 5.0  # for a claimant to start and come to a call
+HELD = 2.0  # seconds that a call is held: about twice what the next one's start takes
+TO_END = 15.0  # within which a deposed writer has noticed and ended; a trip to a mount takes milliseconds
+TO_SETTLE = 20.0  # for the next writer's first round
+TRUSTS = 3.0  # what the next one's mount believes of names and sizes; the default is 1
+LATE_WAKES = 0.3  # how often the first sleeps until the second has written all files
+BUDGET = 50_000  # orders of the calls of a few packages that are looked at: some seconds
+FAILURES = 5  # after which a run has nothing more to say
+
+#: What clients ask of the first once the second serves: changes without effect, refused, and real ones.
+LATE = ("REMOVE|unknown|", "INDEX|refused|unknown", "INDEX|mark-0|", "INDEX|too-late|")
+
+#: How the first is found when it is deposed, and how often each is chosen.
+KINDS = {"busy": 2, "frozen": 2, "stopped": 6, "held": 2, "between": 4, "claimant": 4}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a store is: the paths that writers reach it by, in turn, and where its files truly are."""
+
+    roots: Sequence[Path]
+    truth: Path
+    volume: gluster.Volume | None = None
+
+
+class Load:
+    """Clients of one writer, in a thread of their own, until their connections end."""
+
+    def __init__(self, address: Address, crowd: Crowd, *, prepare: bool = False) -> None:
+        """`prepare`: index first, alone and unrecorded, what every package may depend on."""
+        self.history = History()
+        self._quiet = False
+        self._late: Client | None = None
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.failed: list[BaseException] = []
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(address, crowd, prepare))
+        )
+        self._thread.start()
+        self._ready.wait()
+
+    async def _run(self, address: Address, crowd: Crowd, prepare: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            if prepare:
+                await crowd.prepare(await History().connect(address))
+            self._late = await self.history.connect(address)
+            clients = [await self.history.connect(address) for _ in range(crowd.clients)]
+        finally:
+            self._ready.set()
+        talking = [self._talk(crowd, client, number) for number, client in enumerate(clients)]
+        for ended in await asyncio.gather(*talking, return_exceptions=True):
+            if ended is not None:
+                self.failed.append(ended)
+        while not self._late.lost:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def _talk(self, crowd: Crowd, client: Client, number: int) -> None:
+        with suppress(ConnectionError):
+            while not client.lost:
+                if not self._quiet:
+                    await client.ask(crowd.pipeline(number))
+                await asyncio.sleep(crowd.random.expovariate(1 / crowd.pause))
+
+    def be_quiet(self) -> None:
+        """Send nothing more, and wait until everything is answered."""
+        self._quiet = True
+        calls = self.history.calls
+        deadline = time.monotonic() + TO_END
+        while any(c.reply is None for c in calls[-1000:]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def ask_late(self, lines: Iterable[str]) -> list[Call]:
+        """Send one more pipeline, on a connection that was opened before; give its calls."""
+        sent: list[Call] = []
+        done = threading.Event()
+
+        def send() -> None:
+            with suppress(ConnectionError):
+                assert self._late is not None
+                sent.extend(self._late.send(lines))
+            done.set()
+
+        assert self._loop is not None
+        with suppress(RuntimeError):  # the loop has ended, with the server
+            self._loop.call_soon_threadsafe(send)
+            done.wait(1.0)
+        return sent
+
+    def join(self) -> None:
+        """Wait until every connection has ended."""
+        self._thread.join()
+
+
+class Warmer:
+    """Somebody who lists and reads a whole store through a mount until another writer claims it."""
+
+    def __init__(self, place: Place, root: Path) -> None:
+        self._staging = place.truth / "staging"
+        self._root = root
+        self._claims = self._count()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _count(self) -> int:
+        return max((int(p.name, 16) for p in self._staging.iterdir()), default=0)
+
+    def _run(self) -> None:
+        deadline = time.monotonic() + TO_END
+        while self._count() <= self._claims and time.monotonic() < deadline:
+            for folder, _, names in os.walk(self._root):
+                for name in names:
+                    with suppress(OSError):
+                        Path(folder, name).read_bytes()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._thread.join()
+
+
+class Reigns:
+    """One store and its writers, each deposed by the next."""
+
+    def __init__(self, place: Place, folder: Path, seed: int, mutant: str = "") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.place = place
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.crowd = Crowd(
+            random.Random(seed), clients=12, watchers=2, neighbourhoods=5, owned=6, pause=0.003
+        )
+        self.mutant = mutant
+        self.counts: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self.undecided: list[str] = []
+        self.what = "the first start"
+        self._started: list[Pausable] = []
+        self.writer = self.server().start()
+        self.epoch = claimed(place.truth)
+        self.load = Load(self.writer.address, self.crowd, prepare=True)
+        self.known: Index = dict.fromkeys(self.crowd.mark_names, frozenset())
+
+    # --- servers ----------------------------------------------------------------------------------
+
+    @property
+    def next_root(self) -> Path:
+        """The path by which the next server reaches the store."""
+        return self.place.roots[len(self._started) % len(self.place.roots)]
+
+    def server(self, *options: str, stop: Stop | None = None, traced: bool = False) -> Pausable:
+        """Return the next server, not started. `stop`: where in its claim it stops; `traced`: the calls
+        of its claim are written down."""
+        root, number = self.next_root, len(self._started)
+        limit = self.random.choice(("64k", "1g"))  # the smallest makes rounds incessant
+        server = Pausable(
+            f"file:{root}",
+            *("--journal-limit", limit),
+            *options,
+            mutant=self.mutant,
+            stop=stop,
+            calls=CLAIM_CALLS if traced else (),
+            paths=self.claimed_paths(root) if stop or traced else (),
+            trace=self.folder / f"claim-{number}.trace" if stop or traced else None,
+        )
+        self._started.append(server)
+        return server
+
+    def claimed_paths(self, root: Path) -> list[str]:
+        """What the next claim will be about, by the paths of the claimant's mount."""
+        below = ["staging", "journal", "forward", "reverse", "LOCK", "FORMAT"]
+        highest = claimed(self.place.truth)
+        for epoch in range(highest, highest + 2):
+            below += [f"staging/{epoch:08x}{name}" for name in ("", "/owner", "/segment")]
+            below += [f"journal/{epoch:08x}-{segment:08x}" for segment in range(3)]
+        return [str(root), *(str(root / one) for one in below)]
+
+    def end(self) -> None:
+        """End every server; harmless once more."""
+        for server in self._started:
+            with suppress(AssertionError):
+                server.send_signal(signal.SIGCONT)
+            with suppress(AssertionError):
+                server.kill()
+            server.log_file.unlink(missing_ok=True)
+        self.load.join()
+
+    # --- one change of writers --------------------------------------------------------------------
+
+    def go_on(self, kinds: dict[str, int]) -> None:
+        """Depose the writer in one of these ways, which the seed chooses."""
+        kind = self.random.choices(list(kinds), list(kinds.values()))[0]
+        self.depose(kind, self.place_in_commit(kind), self.place_in_claim(kind))
+
+    def place_in_commit(self, kind: str) -> Stop | None:
+        """A call of the writer, if it is to be stopped or held at one."""
+        if kind not in ("stopped", "held", "between"):
+            return None
+        call = self.random.choice(list(COMMIT_CALLS))
+        number = self.random.randint(1, COMMIT_CALLS[call])
+        return Stop(call, number, HELD if kind == "held" else 0.0)
+
+    def place_in_claim(self, kind: str) -> Stop | None:
+        """A call of the claim of the next one, if it is to be stopped too."""
+        if kind not in ("between", "claimant"):
+            return None
+        call = self.random.choice(list(CLAIM_CALLS))
+        return Stop(call, self.random.randint(1, CLAIM_CALLS[call]))
+
+    def depose(self, kind: str, at: Stop | None, claim: Stop | None) -> None:
+        """One change of writers, and its judgement.
+
+        `at`: where the first is stopped or held; `claim`: where the next one is stopped in its claim,
+        for the first to wake in between, or for a third to take over from both ("claimant")."""
+        self.counts["take-overs"] += 1
+        self.what = f"take-over {self.counts['take-overs']}, {kind}: {at or 'anywhere'}"
+        self.what += f", claim {claim}" if claim else ""
+        time.sleep(self.random.uniform(0.02, LONGEST_UNDISTURBED))
+        warmer = Warmer(self.place, self.next_root) if self.place.volume else None
+        first = self.writer
+        with Pause(first.pid, at, self.folder) as pause:
+            if kind in ("stopped", "between"):
+                there = pause.wait(LONGEST_WAIT)
+                self.counts[f"writers stopped {'at a call' if there else 'anywhere'}"] += 1
+            elif kind == "frozen":
+                first.send_signal(signal.SIGSTOP)
+                self.counts["writers stopped anywhere"] += 1
+            else:
+                self.counts[f"writers {'held before a call' if at else 'deposed under load'}"] += 1
+            claimant = self.begin_claim(claim) if claim else None
+            if kind == "between" and claimant:
+                deposed = self.wake_between(pause, claimant)
+                claimant.wait_for("serving")
+                second, claimant = claimant, None
+            else:
+                second, deposed = self.server("--takeover").start(), 0.0
+            if warmer:
+                warmer.join()
+            self.judge_takeover(pause, second, claimant, deposed or time.time())
+
+    def begin_claim(self, claim: Stop) -> Pausable:
+        """Start a server that stops in its claim."""
+        claimant = self.server("--takeover", stop=claim).begin()
+        there = claimant.wait_until_stopped(LONGEST_CLAIM)
+        self.counts[f"claimants {'stopped at a call' if there else 'not stopped'}"] += 1
+        return claimant
+
+    def wake_between(self, pause: Pause, claimant: Pausable) -> float:
+        """Let the first go on in the middle of the next one's claim; when it was deposed, if it was."""
+        gone = not (self.place.truth / "staging" / f"{self.epoch:08x}").exists()
+        deposed = time.time() if gone else 0.0
+        pause.wake()
+        time.sleep(0.1)
+        claimant.let_go()
+        return deposed
+
+    def judge_takeover(
+        self, pause: Pause, second: Pausable, claimant: Pausable | None, deposed: float
+    ) -> None:
+        """Wake the first, see it end, and judge what it has said and done."""
+        first, load = self.writer, self.load
+        found = self.look(second)
+        late = load.ask_late(LATE)
+        picture = None
+        if not pause.is_held and self.random.random() < LATE_WAKES:
+            picture = self.settle(found)
+        pause.wake()
+        self.expect_end("the deposed writer", first, (5,))
+        if claimant:
+            self.judge_claimant(claimant)
+        load.join()
+        self.failures += [f"{self.what}: a client failed: {error!r}" for error in load.failed]
+        if answered := [call for call in late if call.reply is not None]:
+            self.fail(f"answered after it was deposed: {', '.join(map(str, answered))}")
+        if changes := pause.changes_since(deposed):
+            self.fail(f"changed {len(changes)} names after it was deposed, first: {changes[0]}")
+        if self.look(second) != found:
+            self.fail("the index is another one after the deposed writer woke")
+        if picture is not None:
+            self.counts["stores compared file by file"] += 1
+            now = picture_of(self.place.truth)
+            if other := sorted({path for path, _ in picture.items() ^ now.items()}):
+                self.fail(f"not as before the deposed writer woke: {', '.join(other[:8])}")
+        self.judge(load.history, found)
+        if ask(second, ["REMOVE|unknown|"]) != [b"OK\n"]:
+            self.fail("the server that took over does not acknowledge")
+        self.writer, self.epoch, self.known = second, claimed(self.place.truth), found
+        self.load = Load(second.address, self.crowd)
+
+    def judge_claimant(self, claimant: Pausable) -> None:
+        """Wake one that was stopped in its claim, and has been overtaken: it must withdraw."""
+        claimant.let_go()
+        with suppress(ServerFailed):
+            claimant.wait_for("serving", TO_END)
+        if claimant.events("serving"):
+            # It was all but ready, and learns that it is deposed when somebody asks it.
+            with suppress(EOFError, ConnectionError), Wire(claimant.address, TO_END) as wire:
+                reply = wire.ask(b"REMOVE|unknown|")
+                self.fail(f"a claimant that was overtaken answered {reply!r}")
+        self.expect_end("the overtaken claimant", claimant, (3, 5))
+
+    def expect_end(self, who: str, server: Pausable, codes: tuple[int, ...]) -> None:
+        """Wait for a server's end, and wake it if it stops once more."""
+        deadline = time.monotonic() + TO_END
+        while server.exit_code is None and time.monotonic() < deadline:
+            server.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
+        try:
+            code = server.wait(1.0)
+        except ServerFailed as error:
+            self.fail(f"{who} did not end: {error}")
+            return
+        text = "\n".join(server.lines[-20:])
+        if code not in codes or "Traceback" in text:
+            self.fail(f"{who} ended with {code}: {text}")
+
+    # --- judgement --------------------------------------------------------------------------------
+
+    def fail(self, what: str) -> None:
+        """Note what went wrong, and in which take-over."""
+        self.failures.append(f"{self.what}: {what}")
+
+    def look(self, server: Pausable) -> Index:
+        """Read the index out of the files, and ask the server whether it has just that."""
+        deadline = time.monotonic() + TO_END
+        while True:
+            with suppress(FileNotFoundError):  # a round of the server goes on meanwhile
+                found = read_index(self.place.truth)
+                break
+            assert time.monotonic() < deadline, "the store does not hold still"
+        names = sorted({*found, *self.known, *self.crowd.names, "unknown", "refused", "too-late"})
+        replies = ask(server, [f"QUERY|{name}|" for name in names])
+        for name, reply in zip(names, replies, strict=True):
+            if (reply == b"OK\n") != (name in found):
+                self.fail(f"the files and the server that took over disagree about {name}")
+        return found
+
+    def settle(self, index: Index) -> dict[str, tuple[int, int, int]]:
+        """Wait until the server's first round is over, and return a picture of the store."""
+        deadline = time.monotonic() + TO_SETTLE
+        picture = None
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            with suppress(FileNotFoundError, AssertionError):
+                before, picture = picture, picture_of(self.place.truth)
+                if picture == before and read_files(self.place.truth, "forward") == index:
+                    return picture
+        self.fail(f"the package files lag behind after {TO_SETTLE} s")
+        return picture_of(self.place.truth)
+
+    def judge(self, history: History, found: Index) -> None:
+        """Compare everything that clients were told with what the next one serves."""
+        self.counts["answers judged"] += history.answered
+        for violation in judge(history.calls, self.known, found, BUDGET):
+            (self.undecided if violation.is_undecided else self.failures).append(
+                f"{self.what}: {violation}"
+            )
+
+
+def ask(server: Pausable, lines: list[str]) -> list[bytes]:
+    """Ask a server that has just taken over. ServerFailed if it does not serve any more."""
+    try:
+        with Wire(server.address) as wire:
+            return wire.ask_all(line.encode() for line in lines)
+    except (ConnectionError, EOFError) as error:
+        said = "\n".join(server.lines[-3:])
+        raise ServerFailed(f"it does not serve any more ({error}): {said}") from None
+
+
+def claimed(root: Path) -> int:
+    """The highest epoch that anybody has claimed."""
+    return max((int(path.name, 16) for path in (root / "staging").iterdir()), default=0)
+
+
+def picture_of(root: Path) -> dict[str, tuple[int, int, int]]:
+    """Every file of a store: which it is, its size and when it was changed."""
+    found = {}
+    for path in root.rglob("*"):
+        if path.is_file():
+            facts = path.stat()
+            found[str(path.relative_to(root))] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+# --- the campaigns ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def local(folder: Path) -> Iterator[Place]:
+    """Both writers in one folder."""
+    yield Place((folder / "index",), folder / "index")
+
+
+@contextmanager
+def on_gluster(folder: Path) -> Iterator[Place]:
+    """Two writers on two mounts of one volume."""
+    with gluster.Volume(folder / "volume") as volume:
+        a = volume.mount("a")
+        b = volume.mount("b", gluster.EVERY_CACHE, TRUSTS)
+        yield Place((a / "index", b / "index"), volume.brick / "index", volume)
+
+
+def reign(run: Run, make: Callable[[Path], AbstractContextManager[Place]], goal: int) -> None:
+    """Writers after writers, until there were enough take-overs."""
+    line = 0
+    while run.counts["take-overs"] < goal and not run.is_late() and len(run.failures) < FAILURES:
+        line += 1
+        folder = run.folder / f"line-{line}"
+        folder.mkdir()
+        with make(folder) as place:
+            live(run, Reigns(place, folder / "work", run.seed + line), goal)
+
+
+def live(run: Run, reigns: Reigns, goal: int) -> None:
+    """One line of reigns, until it has failed or there were enough take-overs."""
+    before = run.counts["take-overs"]
+    try:
+        while before + reigns.counts["take-overs"] < goal and not run.is_late():
+            reigns.go_on(KINDS)
+            run.progress(min(goal, before + reigns.counts["take-overs"]), goal)
+            if reigns.failures:
+                break
+    except ServerFailed as error:
+        reigns.fail(f"the server that took over failed: {error}")
+    finally:
+        reigns.end()
+    run.counts.update(reigns.counts)
+    for failure in reigns.failures:
+        run.fail(failure)
+    run.skipped += [f"a part of a history: {one}" for one in reigns.undecided]
+
+
+def two_writers(run: Run) -> None:
+    """Both in one folder."""
+    reign(run, local, run.scale(400, 25))
+
+
+def two_mounts(run: Run) -> None:
+    """Each on a mount of its own."""
+    reign(run, on_gluster, run.scale(300, 20))
+
+
+CAMPAIGNS = (
+    Campaign(
+        "two-writers",
+        "A writer, busy, frozen, stopped at or held before a call of its commit, round or claim, is "
+        "deposed by another: then it answers and changes nothing, and nothing it ever answered is lost.",
+        two_writers,
+        lambda: strace_works() or None,
+        seconds=(45.0, 420.0),
+    ),
+    Campaign(
+        "two-mounts",
+        "The same with each writer on a mount of its own of a GlusterFS volume, the next one's caches warm "
+        "and wrong; and with the brick killed and started under the holder of the lock.",
+        two_mounts,
+        lambda: strace_works() or gluster.why_absent(),
+        seconds=(60.0, 480.0),
+    ),
+)
