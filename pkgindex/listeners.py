@@ -30,6 +30,7 @@ EVERY_ADDRESS = ("0.0.0.0", "::")
 SOCKET_MODE = 0o660
 
 HANDSHAKE_SECONDS = 10.0  # on an honest line, a few round trips
+TLS_BUFFER = 64 * 1024
 FAREWELL_SECONDS = 5.0  # for a TLS client to say goodbye after the server did
 
 logger = log.get_logger()
@@ -300,6 +301,9 @@ class Handshake(asyncio.Protocol):
             handshake.send(None)
         except StopIteration as end:
             if not transport.is_closing():
+                # uvloop would keep 512 and 256 KiB of a client that does not read; bare TCP keeps 64.
+                end.value.set_write_buffer_limits(TLS_BUFFER)
+                end.value.set_read_buffer_limits(TLS_BUFFER)
                 self._connection.secured(end.value)
                 return
             why = "the client closed it"

@@ -14,8 +14,9 @@ from pkgindex.config import Settings
 
 UNIT = Path(__file__).resolve().parent.parent / "packaging" / "pkgindex.service"
 
-#: `systemd-analyze security` counts from 0, confined, to 10; what an ordinary daemon gets is 9.6.
-MOST_EXPOSURE = 1.5
+#: `systemd-analyze security` counts from 0, confined, to 10; what an ordinary daemon gets is 9.6. What the
+#: unit and the documentation say; another systemd may count a little otherwise.
+STATED_EXPOSURE, TOLERANCE = 1.2, 0.3
 
 
 def setting(name: str) -> str:
@@ -52,7 +53,8 @@ def test_the_unit_confines_the_server(runnable):
         pytest.skip("this systemd cannot judge a unit that is not loaded; 250 or later can")
     exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert exposure is not None, done.stderr
-    assert float(exposure[1]) <= MOST_EXPOSURE
+    assert float(exposure[1]) <= STATED_EXPOSURE + TOLERANCE
+    assert f"gives this unit {STATED_EXPOSURE} of 10" in UNIT.read_text()
 
 
 def test_what_a_restart_cannot_cure_is_not_restarted():
