@@ -44,7 +44,7 @@ SECTOR, PAGE = 512, 4096
 ALL_SUBSETS = 6
 
 #: With less thoroughness, so many of the latest volatile changes are tried one by one.
-LATEST = 5
+LATEST = 4
 
 
 @dataclass(eq=False, slots=True)

@@ -16,10 +16,12 @@ told as soon as its write began. Each is the strict reading: what relies on more
 
 from __future__ import annotations
 
+import copy
 import heapq
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -68,6 +70,11 @@ class Recorded(Traced):
         super().__init__(store, trace, *options, calls=CALLS, inject=inject, mutation=mutation)
         self._command = whole(self._command)
 
+    def calls(self) -> list[Call]:
+        """Return the calls of the ended process, those last that its end cut off."""
+        found = super().calls()
+        return found + cut_off(self.trace.read_text())
+
 
 def whole(command: Sequence[str]) -> list[str]:
     """The strace command with strings in full, in hexadecimal, and sockets by their addresses."""
@@ -75,6 +82,22 @@ def whole(command: Sequence[str]) -> list[str]:
     found[found.index("-s") + 1] = str(1 << 24)
     found[found.index("-y")] = "-yy"
     found[found.index("-s") : found.index("-s")] = ["-xx", "--seccomp-bpf"]
+    return found
+
+
+def cut_off(text: str) -> list[Call]:
+    """The calls that began and whose end strace did not see; their result is "?"."""
+    begun: dict[str, tuple[str, int]] = {}
+    for place, line in enumerate(text.splitlines()):
+        thread, _, rest = line.partition(" ")
+        if rest.endswith("<unfinished ...>"):
+            begun[thread] = (rest.removesuffix("<unfinished ...>").strip(), place)
+        elif "resumed>" in rest:
+            begun.pop(thread, None)
+    found = []
+    for rest, place in begun.values():
+        name, _, arguments = rest.partition("(")
+        found.append(Call(name, arguments, "?", place, place))
     return found
 
 
@@ -139,6 +162,9 @@ class NotUnderstood(AssertionError):
     """A call that this module has no operation for."""
 
 
+#: The descriptor of a file that a cut-off call has made.
+NO_DESCRIPTOR = 1 << 30
+
 #: Above the numbers of any recording that another one goes on from.
 SYNCS_OF_OTHERS = 1 << 32
 
@@ -160,12 +186,32 @@ class Recording:
 
     def add(self, calls: Iterable[Call]) -> None:
         """Append what one process did, from its start to its end."""
-        _Process(self, sorted_by_effect(calls)).run()
+        calls = list(calls)
+        process = _Process(self, sorted_by_effect(calls))
+        process.run()
+        for call in calls:
+            if call.result.startswith("?"):
+                self._add_if_done(process, call)
+
+    def _add_if_done(self, process: _Process, call: Call) -> None:
+        """A call that the end of its process cut off has had its effect, or none: the disk tells."""
+        before = copy.deepcopy((self.operations, self.disk, self._nodes, self._syncs))
+        differed = len(self.differences())
+        size = sum(map(len, _strings(call.arguments))) if "write" in call.name else 0
+        if differed:
+            with suppress(NotUnderstood):
+                process.take(replace(call, result=f"{size or NO_DESCRIPTOR}"))
+        if not differed or len(self.differences()) >= differed:
+            self.operations, self.disk, self._nodes, self._syncs = before
+
+    def differences(self) -> list[str]:
+        """Paths where what the operations give is not what really lies below `top`."""
+        seen, real = self.disk.seen(), layout_of(self.top)
+        return [p for p in sorted({*seen, *real}) if seen.get(p, "") != real.get(p, "")]
 
     def check(self) -> None:
-        """Compare what the operations give with what really lies below `top`. AssertionError."""
-        seen, real = self.disk.seen(), layout_of(self.top)
-        differs = [p for p in sorted({*seen, *real}) if seen.get(p, "") != real.get(p, "")]
+        """Compare what the operations give with the disk. AssertionError if they differ."""
+        differs = self.differences()
         assert not differs, f"the recording and the disk differ in {differs[:5]}"
 
     def note(self, operation: Operation) -> None:
@@ -274,13 +320,18 @@ class _Process:
 
     def run(self) -> None:
         for event in self.events:
-            try:
-                if event.begins:
-                    self._begin(event.call)
-                else:
-                    self._end(event.call)
-            except (AssertionError, KeyError, ValueError, IndexError) as error:
-                raise NotUnderstood(f"{event.call}: {error!r}") from error
+            self._take(event.call, self._begin if event.begins else self._end)
+
+    def take(self, call: Call) -> None:
+        """A call by itself. NotUnderstood if it does not fit what is there."""
+        self._take(call, self._begin)
+        self._take(call, self._end)
+
+    def _take(self, call: Call, part: Callable[[Call], None]) -> None:
+        try:
+            part(call)
+        except (AssertionError, KeyError, ValueError, IndexError, AttributeError) as error:
+            raise NotUnderstood(f"{call}: {error!r}") from error
 
     def _begin(self, call: Call) -> None:
         descriptor = _descriptor(call.arguments)

@@ -23,7 +23,7 @@ CAMPAIGNS = (
         "and of the lives that follow those cut short: recovered from, and judged by the answers.",
         states,
         absent=lambda: strace_works() or None,
-        seconds=(120.0, 600.0),
+        seconds=(150.0, 900.0),
     ),
     Campaign(
         "power-ext4",

@@ -87,10 +87,10 @@ CONTROLS = (
 
 #: Quick: every so many-th of the points where a server is killed after it has made a name. Full: all of
 #: those, and every so many-th of all its syncs.
-KILLED_QUICK, KILLED_FULL = 4, 4
+KILLED_QUICK, KILLED_FULL = 6, 4
 
 #: States of a power loss on which a second life begins.
-CRASHED = (24, 4)
+CRASHED = (16, 1)
 
 
 def states(run: Run) -> None:
@@ -108,14 +108,15 @@ class _States:
 
     def run_all(self) -> None:
         self.stories = self.record()
-        for story in self.stories.values():
-            self.samples = []
-            trial = self.try_out(story, samples=self.run.scale(*CRASHED))
-            self.second_after_a_crash(story, trial.samples)
+        trials = [self.try_out(s, self.run.scale(*CRASHED)) for s in self.stories.values()]
+        self.controls()
         self.second_after_a_kill(self.stories["careful"], careful=True)
         if self.run.full:
             self.second_after_a_kill(self.stories["local"], careful=False)
-        self.controls()
+        for trial in trials:
+            self.second_after_a_crash(trial.story, trial.samples)
+        if self.run.is_late():
+            self.run.skipped.append("the last of the states: the time was up")
 
     def record(self) -> dict[str, Story]:
         """The stories, recorded at the same time: much of it is waiting."""
@@ -135,7 +136,7 @@ class _States:
             self.run.counts["operations recorded"] += len(story.operations)
         return {story.name: story for story in told}
 
-    def try_out(self, story: Story, *, samples: int = 0) -> Trial:
+    def try_out(self, story: Story, samples: int) -> Trial:
         """Every crash point of a story."""
         is_large = len(story.before) > 1000  # its states take a hundred times as long
         trial = Trial(
@@ -149,8 +150,6 @@ class _States:
         trial.run(self.recoveries, self.run.is_late, lambda place: self.run.progress(place, total))
         self.count(trial)
         self.run.counts["crash points"] += trial.points
-        if self.run.is_late():
-            self.run.skipped.append(f"the rest of the crash points of {story.name}: time was up")
         return trial
 
     def count(self, trial: Trial) -> None:
@@ -174,6 +173,8 @@ class _States:
         careful = story.name == "careful"
         lives = second_lives(folder, layouts, careful=careful)
         for (where, layout), life in zip(samples, lives, strict=True):
+            if self.run.is_late():
+                break
             if self.is_dead(where, life):
                 continue
             second = after_a_crash(f"{story.name}: {where}", layout, life)
@@ -190,6 +191,8 @@ class _States:
         lives = second_lives(folder, [disk_at(story, p).seen() for p in places], careful=careful)
         trusting: list[str] = []
         for place, life in zip(places, lives, strict=True):
+            if self.run.is_late() and trusting:
+                break
             if self.is_dead(f"{story.name}, killed at operation {place}", life):
                 continue
             second = after_a_kill(story, place, life)
@@ -202,14 +205,29 @@ class _States:
                 left = without(
                     second.operations, none_of(r"\.|index|index/(forward|reverse)"), place
                 )
-                trusting += self.inherited(second, left, place).failures
+                trusting += self.inherited(second, left, place, until_a_failure=True).failures
         if careful:
             self.caught("of what a killed server had made", bool(trusting))
 
-    def inherited(self, story: Story, operations: Iterable[Operation], place: int) -> Trial:
+    def inherited(
+        self,
+        story: Story,
+        operations: Iterable[Operation],
+        place: int,
+        *,
+        until_a_failure: bool = False,
+    ) -> Trial:
         """What a second life took over from the first, in every way it may be lost."""
-        trial = Trial(story, operations, self.run.seed, begin=place, inherited=True)
-        trial.run(self.recoveries, self.run.is_late)
+        trial = Trial(
+            story,
+            operations,
+            self.run.seed,
+            begin=place,
+            inherited=True,
+            thorough=self.run.full,
+            until_a_failure=until_a_failure,
+        )
+        trial.run(self.recoveries)
         return trial
 
     def is_dead(self, where: str, life: Life) -> bool:
@@ -251,7 +269,7 @@ def killed_at(story: Story, *, full: bool) -> list[int]:
     syncs = [n for n, o in enumerate(story.operations) if isinstance(o, SyncBegun)]
     names = [n for n in syncs if n and _makes_a_name(story.operations[n - 1])]
     if not full:
-        return sorted({*names[:5], *names[::KILLED_QUICK]})  # the first five make the store
+        return sorted({*names[:2], *names[2::KILLED_QUICK]})  # the first two make the store
     return sorted({*names, *syncs[::KILLED_FULL]})
 
 

@@ -47,6 +47,9 @@ BATCH, WAITING = 32, 8
 #: Every so many-th distinct state is recovered to the end: a change, a round, a stop, `check`.
 TO_THE_END = 8
 
+#: These are always recovered to the end.
+WHOLE = ("nothing", "all", "[]")
+
 #: States in memory, where no fsync takes time: it is not their laying out that is tested.
 MEMORY = Path("/dev/shm")
 
@@ -81,7 +84,7 @@ class Trial:
     operations: Iterable[Operation]
     seed: int
     thorough: bool = True
-    #: Of a second life: vary only what the first left volatile, and recover to the end each time.
+    #: Of a second life: vary only what the first left volatile, and recover to the end more often.
     inherited: bool = False
     until_a_failure: bool = False
     #: Crash points before this place in the operations are passed over.
@@ -150,9 +153,9 @@ class Trial:
                     self._judge(key, demand, where)
                     continue
                 to_the_end = (
-                    self.inherited
-                    or what in ("nothing", "all", "[]")
-                    or self.distinct % TO_THE_END == 0
+                    (self.inherited and self.thorough)
+                    or what in WHOLE
+                    or self.distinct % (TO_THE_END // 2 if self.inherited else TO_THE_END) == 0
                 )
                 self.to_the_end += to_the_end
                 self._batch.append((key, layout, to_the_end))
