@@ -378,7 +378,8 @@ async def life(
         before = as_index(model.packages)
         talking = asyncio.ensure_future(talk_all(crowd, history, address))
         goal = chance.randrange(300, 600)
-        while history.answered < goal:  # not for a time: a busy machine would say less in it
+        # Not for a time: a busy machine would say less in it.
+        while history.answered < goal:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         after = disk.crash()
         await talking
