@@ -19,7 +19,7 @@ always settled.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memchr, memcmp, memcpy, memmove, memset
+from libc.string cimport memchr, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -191,7 +191,6 @@ cdef class Graph:
         cdef const unsigned char *base = <const unsigned char *>PyByteArray_AS_STRING(batch.buffer)
         cdef const unsigned char *p = base + batch.start
         cdef const unsigned char *end = base + batch.stop
-        cdef const unsigned char *before
         cdef Message group[GROUP]
         cdef const unsigned char *after[GROUP]
         cdef Segment segments[SEGMENTS]
