@@ -5,95 +5,24 @@ Each store is made once, claimed once, and then read again after each of thousan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from pkgindex.errors import StoreDamaged
-from pkgindex.store.claim import Claim, claim
-from pkgindex.store.format import Format
 from pkgindex.store.journal import segment_name
-from pkgindex.store.mount import Mount
-from pkgindex.store.recovery import recover
+from tests.store.damaging import (
+    SHAPES,
+    Damaged,
+    a_head_full_of_changes,
+    finish,
+    one_segment,
+    rewritten,
+    segments,
+)
 from tests.store.reading import batch_ends, crc32c, head_of
 from tests.store.test_rules_claiming import caught, mutants
-from tests.store.writer import Writer, index_of, made
-
-Index = dict[str, list[str]]
-
-
-@dataclass
-class Damaged:
-    """A stopped store that a claimant reads again and again."""
-
-    root: Path
-    mount: Mount
-    format: Format
-    mine: Claim
-    right: list[Index]  # without and with the last batch, which was written and never proven
-
-    def read(self) -> Index | str:
-        """The index that a new writer would serve, or the line that refuses it."""
-        try:
-            return index_of(recover(self.mount, self.format, self.mine).graph)
-        except StoreDamaged as error:
-            return str(error)
-
-    def judge(self, path: Path, found: Index | str) -> bool:
-        """Whether it was refused. AssertionError for a wrong index and for a line without the file."""
-        if isinstance(found, str):
-            assert str(path) in found, f"the file is not named: {found}"
-            assert "\n" not in found
-            return True
-        assert found in self.right
-        return False
-
-
-@contextmanager
-def rewritten(path: Path, data: bytes) -> Iterator[None]:
-    kept = path.read_bytes()
-    path.write_bytes(data)
-    try:
-        yield
-    finally:
-        path.write_bytes(kept)
-
-
-def one_segment(writer: Writer) -> None:
-    writer.ask("INDEX|zlib|", "INDEX|wget|zlib")
-    writer.ask("INDEX|gettext|", "INDEX|wget|zlib,gettext")
-
-
-def a_head_full_of_changes(writer: Writer) -> None:
-    """What an earlier writer left in its journal stands in this one's head."""
-    assert writer.epoch == 1
-    writer.ask("INDEX|zlib|", "INDEX|wget|zlib", "INDEX|old|")
-    writer.ask("REMOVE|old|")
-
-
-def package_files_beneath(writer: Writer) -> None:
-    """Half is in package files, and the journal changes that half."""
-    writer.ask("INDEX|zlib|", "INDEX|wget|zlib", "INDEX|old|")
-    writer.write_files()
-    writer.ask("REMOVE|old|", "INDEX|wget|")
-
-
-def two_segments(writer: Writer) -> None:
-    writer.ask("INDEX|zlib|", "INDEX|wget|zlib")
-    writer.journal.rotate()
-    writer.ask("REMOVE|wget|")
-
-
-SHAPES: dict[str, Callable[[Writer], None]] = {
-    "one segment": one_segment,
-    "a head full of changes": a_head_full_of_changes,
-    "package files beneath": package_files_beneath,
-    "two segments": two_segments,
-}
+from tests.store.writer import Writer
 
 
 @pytest.fixture(params=SHAPES)
@@ -105,24 +34,6 @@ def damaged(request: pytest.FixtureRequest, root: Path) -> Damaged:
                 second.ask("INDEX|gettext|zlib")
                 return finish(root, second)
         return finish(root, writer)
-
-
-def finish(root: Path, writer: Writer) -> Damaged:
-    """Let the writer be deposed between the write of a batch and its proof."""
-    right = [writer.index]
-    writer.apply("INDEX|last|")
-    right.append(writer.index)
-    mount = Mount(str(root))
-    mine = claim(mount, None)
-    with pytest.raises(FileNotFoundError):
-        writer.commit()
-    return Damaged(root, mount, made(mount), mine, right)
-
-
-def segments(damaged: Damaged) -> list[Path]:
-    """The segments of the highest epoch; what is below is garbage (C5)."""
-    found = sorted((damaged.root / "journal").iterdir())
-    return [path for path in found if path.name[:8] == found[-1].name[:8]]
 
 
 def test_the_undamaged_store_is_right(damaged: Damaged) -> None:
