@@ -114,7 +114,7 @@ def live(
         with suppress(ProcessLookupError):
             server.send_signal(15)
     life.exit_code = server.wait(20)
-    assert time.monotonic() - begun < SECONDS_TO_END + 20
+    assert time.monotonic() - begun < SECONDS_TO_END + 20, "it did not end"
     life.seconds_to_end = server.unstamp()
     life.calls = server.calls()
     life.text = server.trace.read_text(errors="replace")
