@@ -67,7 +67,6 @@ class WriteBehind:
     ) -> None:
         self._graph = graph
         self._journal = journal
-        self._mount = mount
         self._staging = staging
         self._failed = failed
         self._local = is_local(staging.fd)
@@ -135,9 +134,6 @@ class WriteBehind:
         last = time.monotonic()
         changes = self._graph.changes
         try:
-            # A writer that was killed may have made shards' folders and not synced their names.
-            for kind in ("forward", "reverse"):
-                self._mount.sync_folder(kind)
             self._journal.drop_older_epochs()
             while True:
                 with self._wake:

@@ -84,6 +84,10 @@ def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None =
     pause = 0.05
     while True:
         try:
+            # A writer that was killed may have made shards' folders and not synced their names: what its
+            # successor puts below them would hang by nothing.
+            for kind in ("forward", "reverse"):
+                mount.sync_folder(kind)
             return _recover_once(mount, fmt, claim.proven, READERS[local], progress)
         except (Gap, OSError) as error:
             prove(claim)
