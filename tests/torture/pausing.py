@@ -1,16 +1,17 @@
 """Servers that stop in the middle of what they do, at a call that the test chooses.
 
-    server = Pausable(url, mutant="", stop=Stop("renameat", 3), paths=[…], folder=folder)   # from its start
-    with Pause(server.pid, Stop("fdatasync", 2), folder) as pause:                           # once it serves
+    server = Pausable(url, stop=Stop("renameat", 3), trace=…, paths=…)       # in its start, or
+    with Pause(server.pid, Stop("fdatasync", 2), folder) as pause:           # once it serves
         pause.wait(2.0)
         …
         pause.wake()
 
 Two kinds of pause. A *stop* is what a debugger, a frozen container or a swapping machine does: SIGSTOP for
 the whole process, which takes effect at the return of the call, so that everything after it happens late. A
-*hold* is what a hung mount does: one thread waits at the entry of the call, its arguments already fixed, and
-all the others go on. strace makes both (`inject=…:signal=SIGSTOP` and `delay_enter=`); it counts the calls of
-each thread by themselves, and the first that comes to the number is the one.
+*hold* is what a hung mount does: the call itself happens late, its arguments fixed long before; the rest of
+the process is stopped meanwhile, or it would notice first. strace makes both (`inject=…:signal=SIGSTOP` and
+`delay_enter=`). It counts the calls of each thread by themselves; the first that comes to the number is the
+one. Another may come to it later: whoever waits for the end of a server wakes it again and again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,36 +31,24 @@ from typing import Self
 from tests.servers import Server
 from tests.store.tracing import parse
 
-__all__ = ["COMMIT_CALLS", "Pausable", "Pause", "Stop"]
-
-#: What a writer asks of the store while it serves, and how many calls of one kind a round may have.
-COMMIT_CALLS = {
-    "writev": 4,
-    "fdatasync": 4,
-    "renameat": 24,
-    "openat": 24,
-    "fsync": 8,
-    "syncfs": 4,
-    "unlinkat": 4,
-    "getdents64": 4,
-}
+__all__ = ["Pausable", "Pause", "Stop"]
 
 #: What a writer that was deposed must never again succeed in.
 CHANGES_OF_NAMES = "rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,truncate,ftruncate"
 
 STOPPED = "--- stopped by SIGSTOP ---"
+POLLS_OF_A_HOLD = 8  # in a row, a hundredth of a second apart
 ATTACHED = 5.0  # seconds: strace attaches at once, on a quiet machine
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The place of a pause: the n-th call of a kind in a thread."""
+    """The place of a pause: the n-th call of a kind in a thread, of those about one of `paths` if given."""
 
     call: str
     number: int
-    held: float = (
-        0.0  # seconds for which that thread alone is held before it; 0: stop the process after it
-    )
+    held: float = 0.0  # seconds for which the call is held; 0: the process is stopped after it
+    paths: tuple[str, ...] = ()
 
     @property
     def injection(self) -> str:
@@ -68,7 +57,9 @@ class Stop:
         return f"inject={self.call}:{how}:when={self.number}"
 
     def __str__(self) -> str:
-        return f"{'held before' if self.held else 'stopped after'} {self.call} number {self.number}"
+        how = "held before" if self.held else "stopped after"
+        where = f" below {os.path.commonpath(self.paths)}" if self.paths else ""
+        return f"{how} {self.call} number {self.number}{where}"
 
 
 class Pause:
@@ -79,12 +70,13 @@ class Pause:
         self._pid = pid
         self._stop = stop
         self.trace = folder / f"pause-{pid}.trace"
+        self._until = 0.0
         self._strace: subprocess.Popen[bytes] | None = None
 
     @property
-    def is_held(self) -> bool:
-        """Whether it goes on by itself, after a time."""
-        return self._stop is not None and self._stop.held > 0
+    def stops(self) -> bool:
+        """Whether there is a place, at which the server sleeps until wake()."""
+        return self._stop is not None
 
     def __enter__(self) -> Self:
         if self._stop is None:
@@ -93,6 +85,8 @@ class Pause:
         command += ["-p", str(self._pid), "-o", str(self.trace)]
         command += ["-e", f"trace={CHANGES_OF_NAMES},{self._stop.call}"]
         command += ["-e", self._stop.injection]
+        for path in self._stop.paths:
+            command += ["-P", path]
         self._strace = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -109,15 +103,35 @@ class Pause:
             self._strace.wait()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the server has stopped at the place; stop it where it is if that takes too long.
+        """Wait until the server has come to the place; stop it where it is if that takes too long.
 
-        Returns whether it was the place. A held thread is not waited for: nothing tells of it in time."""
-        if self._stop is None or self._stop.held:
-            return True
-        if _wait_for_stop(self.trace, seconds):
-            return True
-        os.kill(self._pid, signal.SIGSTOP)
+        Returns whether it was the place."""
+        deadline = time.monotonic() + seconds
+        there = False
+        if self._stop is not None and self._stop.held:
+            there = self._wait_for_hold(deadline)
+        elif self._stop is not None:
+            there = _wait_for_stop(self.trace, seconds)
+        if not there or (self._stop and self._stop.held):
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGSTOP)
+        return there
+
+    def _wait_for_hold(self, deadline: float) -> bool:
+        """Wait for a thread that strace does not let go on; one that it only looks at waits microseconds."""
+        seen: dict[str, int] = {}
+        while time.monotonic() < deadline:
+            held = set(_threads_in(self._pid, "t"))
+            seen = {thread: seen.get(thread, 0) + 1 for thread in held}
+            if any(count >= POLLS_OF_A_HOLD for count in seen.values()):
+                self._until = time.monotonic() + (self._stop.held if self._stop else 0)
+                return True
+            time.sleep(0.01)
         return False
+
+    def end_hold(self) -> None:
+        """Wait until the call that was held has happened."""
+        time.sleep(max(0.0, self._until - time.monotonic()))
 
     def wake(self) -> None:
         """Let the server go on."""
@@ -137,9 +151,10 @@ class Pause:
             elif match := re.match(
                 r"(?:<\.\.\. )?(\w+)(?:\(| resumed>).* = 0(?: \(DELAYED\))?$", rest
             ):
-                # Time is taken at a call's entry; one that was under way may have been the last in time.
+                # The time is that of a call's entry; one that was under way may have been in time.
                 entered = begun.pop(thread, float(at)) if "resumed>" in rest else float(at)
-                if match[1] in names and entered > when and "(DELAYED)" not in rest:
+                happened = entered + (self._stop.held if self._stop and "(DELAYED)" in rest else 0)
+                if match[1] in names and happened > when:
                     found.append(rest)
         return found
 
@@ -161,6 +176,7 @@ class Pausable(Server):
         """`stop`: where, among the calls about one of `paths`. `calls`: which of those are written down
         in `trace`, if there is one."""
         super().__init__(store, *options, environment=environment)
+        self.root = Path(store.removeprefix("file:"))
         if mutant:
             at = self._command.index("pkgindex")
             self._command[at : at + 1] = ["tests.torture.unfenced", mutant]
@@ -222,6 +238,14 @@ def _wait_for_stop(trace: Path, seconds: float, server: Server | None = None) ->
             return False
         time.sleep(0.01)
     return False
+
+
+def _threads_in(pid: int, state: str) -> Iterator[str]:
+    """Give the threads of a process that are in this state, as in /proc/PID/stat."""
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            if (thread / "stat").read_text().rsplit(")", 1)[1].split()[0] == state:
+                yield thread.name
 
 
 def tracer_of(pid: int) -> int:

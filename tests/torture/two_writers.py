@@ -29,7 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.servers import Address, ServerFailed, Wire
@@ -40,37 +40,59 @@ from tests.torture.campaign import Campaign, Run
 from tests.torture.clients import Crowd
 from tests.torture.history import Call, Client, History
 from tests.torture.linearizability import Index, judge
-from tests.torture.pausing import COMMIT_CALLS, Pausable, Pause, Stop
+from tests.torture.pausing import Pausable, Pause, Stop
 
 __all__ = ["CAMPAIGNS", "Place", "Reigns"]
 
-#: What a claimant asks of the store, and how many calls of one kind its main thread makes at most.
+#: What a writer asks of the store while it serves: kinds of calls, and the first and last number to stop at.
+COMMIT_CALLS = {
+    "writev": (1, 4),
+    "fdatasync": (1, 4),
+    "renameat": (1, 16),
+    "openat": (1, 16),
+    "fsync": (1, 8),
+    "syncfs": (1, 4),
+    "unlinkat": (1, 2),
+    "getdents64": (1, 4),
+}
+
+#: Of these, what is about package files alone, whose folders are named to strace.
+ROUND_CALLS = {"renameat": (1, 6), "openat": (1, 2), "fsync": (1, 3)}
+
+#: What a claimant asks of the store in its main thread, from the mkdir of its own staging directory on.
 CLAIM_CALLS = {
-    "mkdir": 5,
-    "openat": 30,
-    "fsync": 8,
-    "renameat": 6,
-    "rmdir": 2,
-    "getdents64": 20,
-    "write": 4,
+    "mkdir": (5, 5),
+    "openat": (7, 25),
+    "fsync": (2, 11),
+    "renameat": (1, 6),
+    "rmdir": (1, 1),
+    "getdents64": (5, 14),
+    "write": (1, 2),
 }
 
 LONGEST_UNDISTURBED = 0.2  # seconds under load, before the pause is asked for
 LONGEST_WAIT = 1.5  # for a call to come; then the writer is frozen where it is
 LONGEST_CLAIM = 5.0  # for a claimant to start and come to a call
-HELD = 2.0  # seconds that a call is held: about twice what the next one's start takes
+HELD = 3.0  # seconds that a call is held: some times what the next one's start takes
 TO_END = 15.0  # within which a deposed writer has noticed and ended; a trip to a mount takes milliseconds
 TO_SETTLE = 20.0  # for the next writer's first round
 TRUSTS = 3.0  # what the next one's mount believes of names and sizes; the default is 1
 LATE_WAKES = 0.3  # how often the first sleeps until the second has written all files
-BUDGET = 50_000  # orders of the calls of a few packages that are looked at: some seconds
+BUDGET = 10_000  # orders of the calls of a few packages that are looked at: some seconds
 FAILURES = 5  # after which a run has nothing more to say
 
+#: A package that is there from the beginning, and that nothing has to do with.
+STILL = "still"
+
 #: What clients ask of the first once the second serves: changes without effect, refused, and real ones.
-LATE = ("REMOVE|unknown|", "INDEX|refused|unknown", "INDEX|mark-0|", "INDEX|too-late|")
+LATE = ("REMOVE|unknown|", "INDEX|refused|unknown", f"INDEX|{STILL}|", "INDEX|too-late|")
+
 
 #: How the first is found when it is deposed, and how often each is chosen.
-KINDS = {"busy": 2, "frozen": 2, "stopped": 6, "held": 2, "between": 4, "claimant": 4}
+KINDS = {"busy": 4, "frozen": 2, "stopped": 5, "held": 2, "between": 4, "claimant": 4}
+
+
+Calls = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +125,9 @@ class Load:
         self._loop = asyncio.get_running_loop()
         try:
             if prepare:
-                await crowd.prepare(await History().connect(address))
+                client = await History().connect(address)
+                await crowd.prepare(client)
+                await client.ask([f"INDEX|{STILL}|"])
             self._late = await self.history.connect(address)
             clients = [await self.history.connect(address) for _ in range(crowd.clients)]
         finally:
@@ -187,7 +211,13 @@ class Reigns:
         self.folder = folder
         self.random = random.Random(seed)
         self.crowd = Crowd(
-            random.Random(seed), clients=12, watchers=2, neighbourhoods=5, owned=6, pause=0.003
+            random.Random(seed),
+            clients=10,
+            watchers=2,
+            neighbourhoods=10,
+            neighbours=3,
+            owned=5,
+            pause=0.005,
         )
         self.mutant = mutant
         self.counts: Counter[str] = Counter()
@@ -195,10 +225,11 @@ class Reigns:
         self.undecided: list[str] = []
         self.what = "the first start"
         self._started: list[Pausable] = []
+        self._decks: dict[int, list[tuple[str, int]]] = {}
         self.writer = self.server().start()
         self.epoch = claimed(place.truth)
         self.load = Load(self.writer.address, self.crowd, prepare=True)
-        self.known: Index = dict.fromkeys(self.crowd.mark_names, frozenset())
+        self.known: Index = dict.fromkeys([STILL, *self.crowd.mark_names], frozenset())
 
     # --- servers ----------------------------------------------------------------------------------
 
@@ -249,22 +280,32 @@ class Reigns:
     def go_on(self, kinds: dict[str, int]) -> None:
         """Depose the writer in one of these ways, which the seed chooses."""
         kind = self.random.choices(list(kinds), list(kinds.values()))[0]
-        self.depose(kind, self.place_in_commit(kind), self.place_in_claim(kind))
+        at = claim = None
+        if kind in ("stopped", "held", "between"):
+            if self.random.random() < 0.3:
+                at = self.draw(ROUND_CALLS, self.package_folders())
+            else:
+                at = self.draw(COMMIT_CALLS)
+            if kind == "held" or (kind == "between" and self.random.random() < 0.3):
+                at = replace(at, held=HELD)
+        if kind in ("between", "claimant"):
+            claim = self.draw(CLAIM_CALLS)
+        self.depose(kind, at, claim)
 
-    def place_in_commit(self, kind: str) -> Stop | None:
-        """A call of the writer, if it is to be stopped or held at one."""
-        if kind not in ("stopped", "held", "between"):
-            return None
-        call = self.random.choice(list(COMMIT_CALLS))
-        number = self.random.randint(1, COMMIT_CALLS[call])
-        return Stop(call, number, HELD if kind == "held" else 0.0)
+    def draw(self, calls: Calls, paths: tuple[str, ...] = ()) -> Stop:
+        """Draw a place out of all of a kind; each is drawn once before one is drawn again."""
+        deck = self._decks.setdefault(id(calls), [])
+        if not deck:
+            deck += [(call, n) for call, (a, b) in calls.items() for n in range(a, b + 1)]
+            self.random.shuffle(deck)
+        return Stop(*deck.pop(), paths=paths)
 
-    def place_in_claim(self, kind: str) -> Stop | None:
-        """A call of the claim of the next one, if it is to be stopped too."""
-        if kind not in ("between", "claimant"):
-            return None
-        call = self.random.choice(list(CLAIM_CALLS))
-        return Stop(call, self.random.randint(1, CLAIM_CALLS[call]))
+    def package_folders(self) -> tuple[str, ...]:
+        """Where the writer's package files are, by the paths of its mount."""
+        root = self.writer.root
+        return tuple(
+            f"{root}/{kind}/{n:02x}" for kind in ("forward", "reverse") for n in range(256)
+        )
 
     def depose(self, kind: str, at: Stop | None, claim: Stop | None) -> None:
         """One change of writers, and its judgement.
@@ -278,16 +319,17 @@ class Reigns:
         warmer = Warmer(self.place, self.next_root) if self.place.volume else None
         first = self.writer
         with Pause(first.pid, at, self.folder) as pause:
-            if kind in ("stopped", "between"):
+            if at:
                 there = pause.wait(LONGEST_WAIT)
-                self.counts[f"writers stopped {'at a call' if there else 'anywhere'}"] += 1
+                how = "held at a call" if at.held else "stopped at a call"
+                self.counts[f"writers {how if there else 'stopped anywhere'}"] += 1
             elif kind == "frozen":
                 first.send_signal(signal.SIGSTOP)
                 self.counts["writers stopped anywhere"] += 1
             else:
-                self.counts[f"writers {'held before a call' if at else 'deposed under load'}"] += 1
+                self.counts["writers deposed under load"] += 1
             claimant = self.begin_claim(claim) if claim else None
-            if kind == "between" and claimant:
+            if claimant and (kind == "between" or claimed(self.place.truth) == self.epoch):
                 deposed = self.wake_between(pause, claimant)
                 claimant.wait_for("serving")
                 second, claimant = claimant, None
@@ -305,9 +347,11 @@ class Reigns:
         return claimant
 
     def wake_between(self, pause: Pause, claimant: Pausable) -> float:
-        """Let the first go on in the middle of the next one's claim; when it was deposed, if it was."""
+        """Let the first go on in the middle of the next one's claim, or before it; give the time when the
+        first was seen to be deposed, 0 if it was not yet."""
         gone = not (self.place.truth / "staging" / f"{self.epoch:08x}").exists()
         deposed = time.time() if gone else 0.0
+        pause.end_hold()
         pause.wake()
         time.sleep(0.1)
         claimant.let_go()
@@ -320,11 +364,11 @@ class Reigns:
         first, load = self.writer, self.load
         found = self.look(second)
         late = load.ask_late(LATE)
-        picture = None
-        if not pause.is_held and self.random.random() < LATE_WAKES:
-            picture = self.settle(found)
+        sleeps = self.random.random() < LATE_WAKES
+        picture = self.settle(found) if pause.stops and sleeps else None
+        pause.end_hold()
         pause.wake()
-        self.expect_end("the deposed writer", first, (5,))
+        self.expect_end("the deposed writer", first, (5,), late)
         if claimant:
             self.judge_claimant(claimant)
         load.join()
@@ -358,14 +402,18 @@ class Reigns:
                 self.fail(f"a claimant that was overtaken answered {reply!r}")
         self.expect_end("the overtaken claimant", claimant, (3, 5))
 
-    def expect_end(self, who: str, server: Pausable, codes: tuple[int, ...]) -> None:
-        """Wait for a server's end, and wake it if it stops once more."""
+    def expect_end(
+        self, who: str, server: Pausable, codes: tuple[int, ...], late: Sequence[Call] = ()
+    ) -> None:
+        """Wait for a server's end, and wake it if it stops once more; answers to `late` are the other end."""
         deadline = time.monotonic() + TO_END
         while server.exit_code is None and time.monotonic() < deadline:
+            if any(call.reply is not None for call in late):
+                break
             server.send_signal(signal.SIGCONT)
             time.sleep(0.02)
         try:
-            code = server.wait(1.0)
+            code = server.wait(2.0)
         except ServerFailed as error:
             self.fail(f"{who} did not end: {error}")
             return
@@ -382,11 +430,11 @@ class Reigns:
     def look(self, server: Pausable) -> Index:
         """Read the index out of the files, and ask the server whether it has just that."""
         deadline = time.monotonic() + TO_END
-        while True:
+        found: Index | None = None
+        while found is None:
+            assert time.monotonic() < deadline, "the store does not hold still"
             with suppress(FileNotFoundError):  # a round of the server goes on meanwhile
                 found = read_index(self.place.truth)
-                break
-            assert time.monotonic() < deadline, "the store does not hold still"
         names = sorted({*found, *self.known, *self.crowd.names, "unknown", "refused", "too-late"})
         replies = ask(server, [f"QUERY|{name}|" for name in names])
         for name, reply in zip(names, replies, strict=True):
@@ -401,9 +449,10 @@ class Reigns:
         while time.monotonic() < deadline:
             time.sleep(0.2)
             with suppress(FileNotFoundError, AssertionError):
-                before, picture = picture, picture_of(self.place.truth)
-                if picture == before and read_files(self.place.truth, "forward") == index:
-                    return picture
+                now = picture_of(self.place.truth)
+                if picture == now and read_files(self.place.truth, "forward") == index:
+                    return now
+                picture = now
         self.fail(f"the package files lag behind after {TO_SETTLE} s")
         return picture_of(self.place.truth)
 
