@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 comma := ,
 STORE ?= file:./pkgindex-data
 SERVE_ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist worksteal
+PYTEST_ARGS ?= -n 3 --dist worksteal
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
 
