@@ -43,8 +43,8 @@ __all__ = ["CAMPAIGNS"]
 
 ERRORS = ("EIO", "ENOSPC", "EDQUOT", "ESTALE", "ENOENT")
 ANSWERS = ("ESTALE", "ENOENT")
-LIVES = 12  # of the reduced form
-FULL_DISKS = (10, 2)  # times that a disk becomes full: full, quick
+LIVES = 10  # of the reduced form
+FULL_DISKS = (10, 1)  # times that a disk becomes full: full, quick
 DISK = 12 << 20  # bytes: as small as ext4 with a journal may be
 SOON = 1.0  # second from the failure to the end; a busy machine is given PATIENCE times as much
 PATIENCE = 5
@@ -295,7 +295,7 @@ CAMPAIGNS = (
         "nothing acknowledged is lost, the server ends soon with one line, and the next one recovers.",
         fail_each,
         lambda: strace_works() or None,
-        seconds=(60.0, 900.0),
+        seconds=(45.0, 600.0),
     ),
     Campaign(
         "full-disk",

@@ -253,6 +253,6 @@ CAMPAIGNS = (
         "refused, or the server ends with one line; never a broken graph, nothing acknowledged lost.",
         memory,
         absent,
-        seconds=(40.0, 420.0),
+        seconds=(20.0, 300.0),
     ),
 )
