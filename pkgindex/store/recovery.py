@@ -78,16 +78,16 @@ class Recovered:
 def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None = None) -> Recovered:
     """Read the whole index. `progress` is told (folders read, folders in all).
 
-    Raises StoreDamaged, StoreUnreachable, or Withdrawn when another has claimed meanwhile."""
+    Raises StoreDamaged, StoreUnreachable, OSError, or Withdrawn when another has claimed meanwhile."""
+    # A writer that was killed may have made shards' folders and not synced their names: what its
+    # successor puts below them would hang by nothing.
+    for kind in ("forward", "reverse"):
+        mount.sync_folder(kind)
     local = is_local(claim.staging.fd)
     deadline = time.monotonic() + (0 if local else PATIENCE_SECONDS)
     pause = 0.05
     while True:
         try:
-            # A writer that was killed may have made shards' folders and not synced their names: what its
-            # successor puts below them would hang by nothing.
-            for kind in ("forward", "reverse"):
-                mount.sync_folder(kind)
             return _recover_once(mount, fmt, claim.proven, READERS[local], progress)
         except (Gap, OSError) as error:
             prove(claim)
