@@ -137,7 +137,9 @@ class Stock:
         made = [self.line() for _ in range(STOCK)]
         self.lines = [Line.of(data) for data in made if b"\n" not in data and TRIGGER not in data]
         self.harmless = [x for x in self.lines if x.command in (b"", b"QUERY")]
-        self.overlong = [Line.of(self.long()) for _ in range(10)]
+        self.overlong = [Line.of(self.long()) for _ in range(8)]
+        # Just at the limit and just beyond it, and well-formed but for that.
+        self.overlong += [Line.of(self.fitting(MAX_LINE)), Line.of(self.fitting(MAX_LINE + 1))]
 
     def name(self) -> bytes:
         """A name: short, long, as long as may be, or like another."""
@@ -195,6 +197,13 @@ class Stock:
                 b"INDEX|%b|" % (draw.choice(self.names) * 256)[: draw.choice((255, 256, 257, 512))],
             )
         )
+
+    def fitting(self, size: int) -> bytes:
+        """A message of this length, its grammar in order."""
+        data = b"INDEX|%b|" % self.random.choice(self.names)
+        while size - len(data) > 255:
+            data += b"z" * self.random.randint(1, 128) + b","
+        return data + b"z" * (size - len(data))
 
     def long(self) -> bytes:
         """A line of about the limit's length; in part well-formed but for that."""
