@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Protocol, Self
 
+from tests.torture.gluster import GUARD
+
 __all__ = ["Ext4", "Forgetful", "PoweredDisk", "shim"]
 
 PATIENCE = 20.0
@@ -78,12 +80,22 @@ class Ext4:
         with self._image.open("wb") as image:
             image.truncate(IMAGE_BYTES)
         _run("mkfs.ext4", "-q", "-F", str(self._image))
+        # Whatever becomes of this process, nothing stays mounted.
+        self._guard = subprocess.Popen(
+            ["sh", "-c", GUARD], stdin=subprocess.PIPE, start_new_session=True
+        )
         self._mount()
+        assert self._guard.stdin is not None
+        self._guard.stdin.write(f"{self.mount}\n".encode())
+        self._guard.stdin.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
         if os.path.ismount(self.mount):
             _run("umount", str(self.mount))
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait()
         self._image.unlink()
 
     def cut(self) -> None:
