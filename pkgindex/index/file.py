@@ -10,7 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Self
 
 from pkgindex import log
@@ -306,9 +306,10 @@ def _claim(mount: Mount, lease: Lease, *, takeover: bool) -> Claim:
     """Claim the store unless its writer lives. Raises StoreOwned, StoreUnreachable, OSError."""
     reason = Withdrawn("")
     for attempt in range(CLAIMS):
-        if not takeover:
-            # Of every epoch: a claimant that died before its fence leaves a higher one than the writer's.
-            for epoch in epochs(mount):
+        # A takeover is meant for who had the store when it began, not for who was quicker meanwhile.
+        # Of every epoch: a claimant that died before its fence leaves a higher one than the writer's.
+        for epoch in epochs(mount) if attempt or not takeover else ():
+            with suppress(StoreUnreachable) if takeover else nullcontext():
                 if lease.holds(epoch):
                     raise _owned(mount, epoch, "it is in use by")
         try:
