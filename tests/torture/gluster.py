@@ -38,6 +38,9 @@ EVERY_CACHE = (
     *("open-behind", "quick-read", "md-cache", "nl-cache"),
 )
 
+#: Seconds for which a client's kernel believes what it knows, unless it is told otherwise.
+TRUSTS = 1.0
+
 #: Seconds for a daemon to answer: it takes a tenth on a quiet machine.
 PATIENCE = 30.0
 
@@ -124,10 +127,11 @@ class Volume:
         """SIGKILL the brick's server: it forgets every lock, its clients get errors or wait."""
         self._kill("brick")
 
-    def mount(self, name: str, caches: Sequence[str] = CACHES, trusts: float = 1.0) -> Path:
+    def mount(self, name: str, caches: Sequence[str] = CACHES, trusts: float = TRUSTS) -> Path:
         """Mount the volume once more, as another machine would, and return the mount point.
 
-        `trusts`: seconds for which the kernel believes what it knows of a name or a size."""
+        `trusts`: seconds for which the kernel believes what it knows of a name or a size; if it is not the
+        default, a listing does not refresh it either."""
         point = self.folder / f"mount-{name}"
         point.mkdir()
         remote = {
@@ -144,8 +148,9 @@ class Volume:
         assert self._guard.stdin is not None
         self._guard.stdin.write(f"{point}\n".encode())
         self._guard.stdin.flush()
-        believed = (f"--attribute-timeout={trusts}", f"--entry-timeout={trusts}")
-        self._start(name, "glusterfs", layers, *believed, str(point))
+        options = [f"--attribute-timeout={trusts}", f"--entry-timeout={trusts}"]
+        options += ["--use-readdirp=no"] if trusts != TRUSTS else []
+        self._start(name, "glusterfs", layers, *options, str(point))
         self._wait(name, partial(_answers, point))
         self.mounts[name] = point
         return point

@@ -28,6 +28,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +71,13 @@ CLAIM_CALLS = {
     "write": (1, 2),
 }
 
+#: Of these, what comes once it has begun to read the journal.
+READING_CALLS = {"openat": (17, 25), "getdents64": (11, 14)}
+
+INCESSANT_ROUNDS, NO_ROUNDS = "64k", "1g"  # limits of the journal that lead to that
+
+OWNED = 3  # the exit code of a server that finds another in the store
+
 LONGEST_UNDISTURBED = 0.2  # seconds under load, before the pause is asked for
 LONGEST_WAIT = 1.5  # for a call to come; then the writer is frozen where it is
 LONGEST_CLAIM = 5.0  # for a claimant to start and come to a call
@@ -86,10 +94,16 @@ STILL = "still"
 
 #: What clients ask of the first once the second serves: changes without effect, refused, and real ones.
 LATE = ("REMOVE|unknown|", "INDEX|refused|unknown", f"INDEX|{STILL}|", "INDEX|too-late|")
+WITHOUT_EFFECT = LATE[:2]
 
 
 #: How the first is found when it is deposed, and how often each is chosen.
-KINDS = {"busy": 4, "frozen": 2, "stopped": 5, "held": 2, "between": 4, "claimant": 4}
+KINDS = {"busy": 4, "idle": 1, "frozen": 2, "stopped": 5, "held": 2, "between": 4, "claimant": 4}
+KINDS_ON_MOUNTS = KINDS | {"brick dies": 1, "brick dies idle": 1}
+
+#: How many take-overs: full, quick.
+TAKEOVERS = {"two-writers": (220, 16), "two-mounts": (160, 14)}
+MUTANT_TAKEOVERS = 10  # within which a wrong server must have been found out
 
 
 Calls = dict[str, tuple[int, int]]
@@ -110,7 +124,7 @@ class Load:
     def __init__(self, address: Address, crowd: Crowd, *, prepare: bool = False) -> None:
         """`prepare`: index first, alone and unrecorded, what every package may depend on."""
         self.history = History()
-        self._quiet = False
+        self.is_quiet = False
         self._late: Client | None = None
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,13 +156,13 @@ class Load:
     async def _talk(self, crowd: Crowd, client: Client, number: int) -> None:
         with suppress(ConnectionError):
             while not client.lost:
-                if not self._quiet:
+                if not self.is_quiet:
                     await client.ask(crowd.pipeline(number))
                 await asyncio.sleep(crowd.random.expovariate(1 / crowd.pause))
 
     def be_quiet(self) -> None:
         """Send nothing more, and wait until everything is answered."""
-        self._quiet = True
+        self.is_quiet = True
         calls = self.history.calls
         deadline = time.monotonic() + TO_END
         while any(c.reply is None for c in calls[-1000:]) and time.monotonic() < deadline:
@@ -205,8 +219,16 @@ class Warmer:
 class Reigns:
     """One store and its writers, each deposed by the next."""
 
-    def __init__(self, place: Place, folder: Path, seed: int, mutant: str = "") -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        place: Place,
+        folder: Path,
+        seed: int,
+        mutant: str = "",
+        limits: Sequence[str] = (INCESSANT_ROUNDS, NO_ROUNDS),
+    ) -> None:
+        """`limits`: of the journal, one of them for each server."""
+        folder.mkdir(parents=True)
         self.place = place
         self.folder = folder
         self.random = random.Random(seed)
@@ -220,6 +242,7 @@ class Reigns:
             pause=0.005,
         )
         self.mutant = mutant
+        self.limits = limits
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
         self.undecided: list[str] = []
@@ -242,7 +265,7 @@ class Reigns:
         """Return the next server, not started. `stop`: where in its claim it stops; `traced`: the calls
         of its claim are written down."""
         root, number = self.next_root, len(self._started)
-        limit = self.random.choice(("64k", "1g"))  # the smallest makes rounds incessant
+        limit = self.random.choice(self.limits)
         server = Pausable(
             f"file:{root}",
             *("--journal-limit", limit),
@@ -290,7 +313,36 @@ class Reigns:
                 at = replace(at, held=HELD)
         if kind in ("between", "claimant"):
             claim = self.draw(CLAIM_CALLS)
-        self.depose(kind, at, claim)
+        if kind.startswith("brick"):
+            self.lose_brick(idle=kind.endswith("idle"))
+        else:
+            self.depose(kind, at, claim)
+
+    def lose_brick(self, *, idle: bool) -> None:
+        """Kill the brick and start it again under the writer, and start the next one without `--takeover`.
+
+        A writer that is busy finds out, and ends. One that is idle does not, and its lock is gone."""
+        volume, first = self.place.volume, self.writer
+        assert volume is not None
+        self.counts["take-overs"] += 1
+        self.what = f"take-over {self.counts['take-overs']}, the brick dies under {idle=}"
+        if idle:
+            self.load.be_quiet()
+        volume.kill_brick()
+        if not idle:
+            self.expect_end("the writer whose brick is gone", first, (5,))
+        volume.start_brick()
+        self.counts["bricks killed"] += 1
+        second = self.server()
+        try:
+            second.start()
+            self.counts["locks lost with the brick"] += idle
+        except ServerFailed:
+            if not idle or second.exit_code != OWNED:
+                raise
+            second = self.server("--takeover").start()
+        with Pause(first.pid, None, self.folder) as pause:
+            self.judge_takeover(pause, second, None, time.time())
 
     def draw(self, calls: Calls, paths: tuple[str, ...] = ()) -> Stop:
         """Draw a place out of all of a kind; each is drawn once before one is drawn again."""
@@ -317,7 +369,7 @@ class Reigns:
         self.what += f", claim {claim}" if claim else ""
         time.sleep(self.random.uniform(0.02, LONGEST_UNDISTURBED))
         warmer = Warmer(self.place, self.next_root) if self.place.volume else None
-        first = self.writer
+        first, load = self.writer, self.load
         with Pause(first.pid, at, self.folder) as pause:
             if at:
                 there = pause.wait(LONGEST_WAIT)
@@ -326,6 +378,9 @@ class Reigns:
             elif kind == "frozen":
                 first.send_signal(signal.SIGSTOP)
                 self.counts["writers stopped anywhere"] += 1
+            elif kind == "idle":
+                load.be_quiet()
+                self.counts["writers deposed when idle"] += 1
             else:
                 self.counts["writers deposed under load"] += 1
             claimant = self.begin_claim(claim) if claim else None
@@ -337,6 +392,7 @@ class Reigns:
                 second, deposed = self.server("--takeover").start(), 0.0
             if warmer:
                 warmer.join()
+                self.counts["through caches warm and wrong"] += 1
             self.judge_takeover(pause, second, claimant, deposed or time.time())
 
     def begin_claim(self, claim: Stop) -> Pausable:
@@ -363,7 +419,8 @@ class Reigns:
         """Wake the first, see it end, and judge what it has said and done."""
         first, load = self.writer, self.load
         found = self.look(second)
-        late = load.ask_late(LATE)
+        # Alone, what has no effect is not carried by a change that fails.
+        late = load.ask_late(WITHOUT_EFFECT if load.is_quiet else LATE)
         sleeps = self.random.random() < LATE_WAKES
         picture = self.settle(found) if pause.stops and sleeps else None
         pause.end_hold()
@@ -508,23 +565,28 @@ def on_gluster(folder: Path) -> Iterator[Place]:
         yield Place((a / "index", b / "index"), volume.brick / "index", volume)
 
 
-def reign(run: Run, make: Callable[[Path], AbstractContextManager[Place]], goal: int) -> None:
+def reign(run: Run, name: str) -> None:
     """Writers after writers, until there were enough take-overs."""
+    make, kinds = PLACES[name]
+    goal = run.scale(*TAKEOVERS[name])
     line = 0
     while run.counts["take-overs"] < goal and not run.is_late() and len(run.failures) < FAILURES:
         line += 1
         folder = run.folder / f"line-{line}"
         folder.mkdir()
         with make(folder) as place:
-            live(run, Reigns(place, folder / "work", run.seed + line), goal)
+            live(run, Reigns(place, folder / "work", run.seed + line), kinds, goal)
+    if run.counts["take-overs"] < goal and not run.failures:
+        left = goal - run.counts["take-overs"]
+        run.skipped.append(f"{left} of {goal} take-overs: the time was up")
 
 
-def live(run: Run, reigns: Reigns, goal: int) -> None:
+def live(run: Run, reigns: Reigns, kinds: dict[str, int], goal: int) -> None:
     """One line of reigns, until it has failed or there were enough take-overs."""
     before = run.counts["take-overs"]
     try:
         while before + reigns.counts["take-overs"] < goal and not run.is_late():
-            reigns.go_on(KINDS)
+            reigns.go_on(kinds)
             run.progress(min(goal, before + reigns.counts["take-overs"]), goal)
             if reigns.failures:
                 break
@@ -538,14 +600,86 @@ def live(run: Run, reigns: Reigns, goal: int) -> None:
     run.skipped += [f"a part of a history: {one}" for one in reigns.undecided]
 
 
-def two_writers(run: Run) -> None:
-    """Both in one folder."""
-    reign(run, local, run.scale(400, 25))
+@dataclass(frozen=True)
+class Wrong:
+    """A server that a line of reigns must find out: how, and by what."""
+
+    mutant: str
+    depose: Callable[[Reigns], None]
+    seen: str  # what stands in the failure
+    limit: str = INCESSANT_ROUNDS
 
 
-def two_mounts(run: Run) -> None:
-    """Each on a mount of its own."""
-    reign(run, on_gluster, run.scale(300, 20))
+def find_out(run: Run, name: str, wrong: Wrong) -> None:
+    """Depose servers with a mistake until it is seen."""
+    folder = run.folder / wrong.mutant
+    folder.mkdir()
+    with PLACES[name][0](folder) as place:
+        reigns = Reigns(place, folder / "work", run.seed, wrong.mutant, [wrong.limit])
+        try:
+            while reigns.counts["take-overs"] < MUTANT_TAKEOVERS and not reigns.failures:
+                wrong.depose(reigns)
+        except ServerFailed as error:
+            reigns.fail(f"the server that took over failed: {error}")
+        finally:
+            reigns.end()
+    if any(wrong.seen in failure for failure in reigns.failures):
+        run.counts["mutants caught"] += 1
+    else:
+        run.fail(f"the mutant {wrong.mutant} was not found out, but: {reigns.failures}")
+
+
+WRONG = {
+    "two-writers": (
+        Wrong("fences-nothing", lambda r: r.depose("busy", None, None), "is lost"),
+        Wrong("proves-nothing", lambda r: r.depose("frozen", None, None), "after it was deposed"),
+        Wrong(
+            "answers-without-a-proof",
+            lambda r: r.depose("idle", None, None),
+            "answered after it was deposed",
+        ),
+        Wrong(
+            "publishes-from-elsewhere",
+            lambda r: r.depose("held", Stop("renameat", 1, HELD, r.package_folders()), None),
+            "after it was deposed, first: ",
+        ),
+        Wrong(
+            "removes-in-place",
+            lambda r: r.depose("between", Stop("unlink", 1, HELD), Stop("rmdir", 1)),
+            "after it was deposed, first: ",
+        ),
+        Wrong("carries-nothing", lambda r: r.depose("busy", None, None), "disagree about"),
+        Wrong(
+            "cries-damage",
+            lambda r: r.depose("claimant", None, r.draw(READING_CALLS)),
+            "the overtaken claimant ended with 4",
+        ),
+    ),
+    "two-mounts": (
+        Wrong("believes-sizes", lambda r: r.depose("busy", None, None), "is lost", NO_ROUNDS),
+        Wrong("believes-at-once", lambda r: r.depose("busy", None, None), "damaged", NO_ROUNDS),
+        Wrong("trusts-the-lock", lambda r: r.lose_brick(idle=True), "after it was deposed"),
+    ),
+}
+
+PLACES: dict[str, tuple[Callable[[Path], AbstractContextManager[Place]], dict[str, int]]] = {
+    "two-writers": (local, KINDS),
+    "two-mounts": (on_gluster, KINDS_ON_MOUNTS),
+}
+
+
+def torture(run: Run, name: str) -> None:
+    """The campaign: the line of reigns, and at the same time one mutant after the other."""
+
+    def find_all_out() -> None:
+        for wrong in WRONG[name]:
+            find_out(run, name, wrong)
+
+    # Each server dies with the thread that started it; these last as long as their lines.
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(reign, run, name), pool.submit(find_all_out)]
+    for job in jobs:
+        job.result()
 
 
 CAMPAIGNS = (
@@ -553,16 +687,16 @@ CAMPAIGNS = (
         "two-writers",
         "A writer, busy, frozen, stopped at or held before a call of its commit, round or claim, is "
         "deposed by another: then it answers and changes nothing, and nothing it ever answered is lost.",
-        two_writers,
+        lambda run: torture(run, "two-writers"),
         lambda: strace_works() or None,
-        seconds=(45.0, 420.0),
+        seconds=(45.0, 480.0),
     ),
     Campaign(
         "two-mounts",
         "The same with each writer on a mount of its own of a GlusterFS volume, the next one's caches warm "
         "and wrong; and with the brick killed and started under the holder of the lock.",
-        two_mounts,
+        lambda run: torture(run, "two-mounts"),
         lambda: strace_works() or gluster.why_absent(),
-        seconds=(60.0, 480.0),
+        seconds=(45.0, 480.0),
     ),
 )
