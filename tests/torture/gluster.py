@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["CACHES", "EVERY_CACHE", "Volume", "why_absent"]
+__all__ = ["CACHES", "EVERY_CACHE", "TRUSTING", "TRUSTING_CACHES", "Volume", "why_absent"]
 
 #: The caching layers of a client, from the brick upwards: those of a volume with default options, and all.
 CACHES = ("write-behind", "open-behind", "quick-read", "md-cache")
@@ -38,8 +38,15 @@ EVERY_CACHE = (
     *("open-behind", "quick-read", "md-cache", "nl-cache"),
 )
 
-#: Seconds for which a client's kernel believes what it knows, unless it is told otherwise.
-TRUSTS = 1.0
+#: Of a client that believes for seconds what it knows of names, sizes and contents, whatever is listed,
+#: opened or read meanwhile: the kernel's caches alone, for md-cache tells it of what a listing brings.
+TRUSTING = (
+    "--attribute-timeout=3",
+    "--entry-timeout=3",
+    "--use-readdirp=no",
+    "--fopen-keep-cache=yes",
+)
+TRUSTING_CACHES = ("write-behind", "read-ahead", "io-cache", "open-behind", "quick-read")
 
 #: Seconds for a daemon to answer: it takes a tenth on a quiet machine.
 PATIENCE = 30.0
@@ -127,11 +134,10 @@ class Volume:
         """SIGKILL the brick's server: it forgets every lock, its clients get errors or wait."""
         self._kill("brick")
 
-    def mount(self, name: str, caches: Sequence[str] = CACHES, trusts: float = TRUSTS) -> Path:
+    def mount(self, name: str, caches: Sequence[str] = CACHES, options: Sequence[str] = ()) -> Path:
         """Mount the volume once more, as another machine would, and return the mount point.
 
-        `trusts`: seconds for which the kernel believes what it knows of a name or a size; if it is not the
-        default, a listing does not refresh it either."""
+        `options`: of its glusterfs process."""
         point = self.folder / f"mount-{name}"
         point.mkdir()
         remote = {
@@ -148,8 +154,6 @@ class Volume:
         assert self._guard.stdin is not None
         self._guard.stdin.write(f"{point}\n".encode())
         self._guard.stdin.flush()
-        options = [f"--attribute-timeout={trusts}", f"--entry-timeout={trusts}"]
-        options += ["--use-readdirp=no"] if trusts != TRUSTS else []
         self._start(name, "glusterfs", layers, *options, str(point))
         self._wait(name, partial(_answers, point))
         self.mounts[name] = point

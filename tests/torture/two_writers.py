@@ -10,10 +10,10 @@ then the next one claims, recovers and serves; then the first wakes. From the mo
 - it changes no name in the store (its own trace tells, and a picture of the whole store before and after);
 - the index that the second serves explains every answer that the first ever gave (`linearizability`).
 
-Locally both are in one folder. On GlusterFS each is on a mount of its own (gluster.py): the next one's has
-every caching layer, trusts what it knows for longer than usual, and has listed and read the whole store
-again and again until the claim, while the first wrote on; and there the brick is killed and started under
-the holder of the lock, which holds it no longer and is not told.
+Locally both are in one folder. On GlusterFS each is on another mount than the one before (gluster.py). There
+the next one's mount may have listed and read the whole store just before the first wrote on, so that its
+caches are warm and wrong; and the brick is killed and started under the holder of the lock, which holds it
+no longer and is not told.
 
 The mutants of unfenced.py break a rule each; a line of reigns must find each of them out.
 """
@@ -74,6 +74,9 @@ CLAIM_CALLS = {
 #: Of these, what comes once it has begun to read the journal.
 READING_CALLS = {"openat": (17, 25), "getdents64": (11, 14)}
 
+#: Where it has found the store, and has not yet claimed it.
+BEFORE_THE_CLAIM = Stop("openat", 3)
+
 INCESSANT_ROUNDS, NO_ROUNDS = "64k", "1g"  # limits of the journal that lead to that
 
 OWNED = 3  # the exit code of a server that finds another in the store
@@ -84,7 +87,6 @@ LONGEST_CLAIM = 5.0  # for a claimant to start and come to a call
 HELD = 3.0  # seconds that a call is held: some times what the next one's start takes
 TO_END = 15.0  # within which a deposed writer has noticed and ended; a trip to a mount takes milliseconds
 TO_SETTLE = 20.0  # for the next writer's first round
-TRUSTS = 3.0  # what the next one's mount believes of names and sizes; the default is 1
 LATE_WAKES = 0.3  # how often the first sleeps until the second has written all files
 BUDGET = 10_000  # orders of the calls of a few packages that are looked at: some seconds
 FAILURES = 5  # after which a run has nothing more to say
@@ -99,7 +101,7 @@ WITHOUT_EFFECT = LATE[:2]
 
 #: How the first is found when it is deposed, and how often each is chosen.
 KINDS = {"busy": 4, "idle": 1, "frozen": 2, "stopped": 5, "held": 2, "between": 4, "claimant": 4}
-KINDS_ON_MOUNTS = KINDS | {"brick dies": 1, "brick dies idle": 1}
+KINDS_ON_MOUNTS = KINDS | {"warm": 6, "brick dies": 1, "brick dies idle": 1}
 
 #: How many take-overs: full, quick.
 TAKEOVERS = {"two-writers": (220, 16), "two-mounts": (160, 14)}
@@ -168,6 +170,10 @@ class Load:
         while any(c.reply is None for c in calls[-1000:]) and time.monotonic() < deadline:
             time.sleep(0.01)
 
+    def go_on(self) -> None:
+        """Send again."""
+        self.is_quiet = False
+
     def ask_late(self, lines: Iterable[str]) -> list[Call]:
         """Send one more pipeline, on a connection that was opened before; give its calls."""
         sent: list[Call] = []
@@ -190,30 +196,14 @@ class Load:
         self._thread.join()
 
 
-class Warmer:
-    """Somebody who lists and reads a whole store through a mount until another writer claims it."""
-
-    def __init__(self, place: Place, root: Path) -> None:
-        self._staging = place.truth / "staging"
-        self._root = root
-        self._claims = self._count()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _count(self) -> int:
-        return max((int(p.name, 16) for p in self._staging.iterdir()), default=0)
-
-    def _run(self) -> None:
-        deadline = time.monotonic() + TO_END
-        while self._count() <= self._claims and time.monotonic() < deadline:
-            for folder, _, names in os.walk(self._root):
-                for name in names:
-                    with suppress(OSError):
-                        Path(folder, name).read_bytes()
-
-    def join(self) -> None:
-        """Wait for its end."""
-        self._thread.join()
+def warm(root: Path) -> None:
+    """List, look at and read a whole store, twice, so that a mount's caches know all of it."""
+    for _ in range(2):
+        for folder, _, names in os.walk(root):
+            for name in names:
+                with suppress(OSError):
+                    Path(folder, name).read_bytes()
+                    Path(folder, name).stat()
 
 
 class Reigns:
@@ -313,7 +303,9 @@ class Reigns:
                 at = replace(at, held=HELD)
         if kind in ("between", "claimant"):
             claim = self.draw(CLAIM_CALLS)
-        if kind.startswith("brick"):
+        if kind == "warm":
+            self.deceive()
+        elif kind.startswith("brick"):
             self.lose_brick(idle=kind.endswith("idle"))
         else:
             self.depose(kind, at, claim)
@@ -344,6 +336,24 @@ class Reigns:
         with Pause(first.pid, None, self.folder) as pause:
             self.judge_takeover(pause, second, None, time.time())
 
+    def deceive(self) -> None:
+        """Let the next one's mount know the whole store, then let the writer write more, then depose it."""
+        self.counts["take-overs"] += 1
+        self.what = f"take-over {self.counts['take-overs']}, through caches that are warm and wrong"
+        first, load = self.writer, self.load
+        time.sleep(self.random.uniform(0.02, LONGEST_UNDISTURBED))
+        root = self.next_root
+        claimant = self.begin_claim(BEFORE_THE_CLAIM)
+        load.be_quiet()
+        warm(root)
+        load.go_on()
+        time.sleep(self.random.uniform(0.02, LONGEST_UNDISTURBED))
+        claimant.let_go()
+        claimant.wait_for("serving")
+        self.counts["caches warm and wrong"] += 1
+        with Pause(first.pid, None, self.folder) as pause:
+            self.judge_takeover(pause, claimant, None, time.time())
+
     def draw(self, calls: Calls, paths: tuple[str, ...] = ()) -> Stop:
         """Draw a place out of all of a kind; each is drawn once before one is drawn again."""
         deck = self._decks.setdefault(id(calls), [])
@@ -368,7 +378,6 @@ class Reigns:
         self.what = f"take-over {self.counts['take-overs']}, {kind}: {at or 'anywhere'}"
         self.what += f", claim {claim}" if claim else ""
         time.sleep(self.random.uniform(0.02, LONGEST_UNDISTURBED))
-        warmer = Warmer(self.place, self.next_root) if self.place.volume else None
         first, load = self.writer, self.load
         with Pause(first.pid, at, self.folder) as pause:
             if at:
@@ -390,9 +399,6 @@ class Reigns:
                 second, claimant = claimant, None
             else:
                 second, deposed = self.server("--takeover").start(), 0.0
-            if warmer:
-                warmer.join()
-                self.counts["through caches warm and wrong"] += 1
             self.judge_takeover(pause, second, claimant, deposed or time.time())
 
     def begin_claim(self, claim: Stop) -> Pausable:
@@ -558,11 +564,13 @@ def local(folder: Path) -> Iterator[Place]:
 
 @contextmanager
 def on_gluster(folder: Path) -> Iterator[Place]:
-    """Two writers on two mounts of one volume."""
+    """Each on another mount than the one before, with other caches."""
     with gluster.Volume(folder / "volume") as volume:
-        a = volume.mount("a")
-        b = volume.mount("b", gluster.EVERY_CACHE, TRUSTS)
-        yield Place((a / "index", b / "index"), volume.brick / "index", volume)
+        usual = volume.mount("usual")
+        every = volume.mount("every", gluster.EVERY_CACHE)
+        trusting = volume.mount("trusting", gluster.TRUSTING_CACHES, gluster.TRUSTING)
+        roots = [mount / "index" for mount in (usual, trusting, every, trusting)]
+        yield Place(roots, volume.brick / "index", volume)
 
 
 def reign(run: Run, name: str) -> None:
@@ -656,8 +664,8 @@ WRONG = {
         ),
     ),
     "two-mounts": (
-        Wrong("believes-sizes", lambda r: r.depose("busy", None, None), "is lost", NO_ROUNDS),
-        Wrong("believes-at-once", lambda r: r.depose("busy", None, None), "damaged", NO_ROUNDS),
+        Wrong("believes-sizes", lambda r: r.deceive(), "is lost", NO_ROUNDS),
+        Wrong("believes-at-once", lambda r: r.deceive(), "damaged", NO_ROUNDS),
         Wrong("trusts-the-lock", lambda r: r.lose_brick(idle=True), "after it was deposed"),
     ),
 }
