@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.torture.mutants import part
@@ -44,7 +45,8 @@ def proves_nothing() -> None:
         """Proves in a folder of its own."""
 
         def __new__(cls, staging: int, event: int, limit: int) -> Any:
-            aside = tempfile.mkdtemp()
+            beside = Path(os.readlink(f"/proc/self/fd/{staging}")).parents[2]
+            aside = tempfile.mkdtemp(dir=beside)
             fd = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
             made = super().__new__(cls, fd, event, limit)
             made.aside = aside
