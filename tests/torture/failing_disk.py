@@ -45,7 +45,8 @@ ERRORS = ("EIO", "ENOSPC", "EDQUOT", "ESTALE", "ENOENT")
 ANSWERS = ("ESTALE", "ENOENT")
 LIVES = 10  # of the reduced form
 FULL_DISKS = (10, 1)  # times that a disk becomes full: full, quick
-DISK = 12 << 20  # bytes: as small as ext4 with a journal may be
+DISK = 64 << 20  # bytes: several times what the index of this campaign takes
+FILES = 30_000  # that the small disk has room for
 SOON = 1.0  # second from the failure to the end; a busy machine is given PATIENCE times as much
 PATIENCE = 5
 AT_A_TIME = 2
@@ -217,7 +218,9 @@ def small_disk(folder: Path) -> Iterator[Path]:
     mount.mkdir()
     with image.open("wb") as file:
         file.truncate(DISK)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+    subprocess.run(
+        ["mkfs.ext4", "-q", "-F", "-N", str(FILES), str(image)], check=True, capture_output=True
+    )
     options = ["-o", "loop", str(image), str(mount)]
     subprocess.run(["mount", *options], check=True, capture_output=True)
     try:
