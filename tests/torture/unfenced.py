@@ -45,7 +45,7 @@ def proves_nothing() -> None:
         """Proves in a folder of its own."""
 
         def __new__(cls, staging: int, event: int, limit: int) -> Any:
-            beside = Path(os.readlink(f"/proc/self/fd/{staging}")).parents[2]
+            beside = Path(f"/proc/self/fd/{staging}").readlink().parents[2]
             aside = tempfile.mkdtemp(dir=beside)
             fd = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
             made = super().__new__(cls, fd, event, limit)
