@@ -216,6 +216,10 @@ def _empty(mount: Mount, mine: Claim, epoch: int) -> None:
                 prove(mine)  # what was to be taken is gone; or one's own directory is
                 if name not in mount.names("staging"):
                     return
+                # Listed and yet not there: a stale entry may go, one that stays must not hold up for ever.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
                 continue
             # Its writer was busy, or another claimant; or a client holds a removed file open (EBUSY).
             busy = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY)

@@ -659,3 +659,19 @@ def test_c8_a_claimant_that_was_fenced_while_it_read_withdraws_and_cries_no_dama
         else:
             raise AssertionError("it served what it had read")
     assert recovered_index(root) == {"a": [], "b": []}
+
+
+@pytest.mark.parametrize("errno_", [errno.ENOENT, errno.ESTALE])
+def test_c2_an_older_folder_that_is_listed_and_never_there_holds_up_no_claim_for_ever(
+    root: Path, monkeypatch: pytest.MonkeyPatch, errno_: int
+) -> None:
+    with Writer(root) as old:
+        old.ask("INDEX|a|")
+
+    def never_there(path: str, *_: object, **__: object) -> None:
+        raise OSError(errno_, os.strerror(errno_), path)
+
+    monkeypatch.setattr(claiming.os, "rmdir", never_there)
+    monkeypatch.setattr(claiming, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(OSError, match=os.strerror(errno_)):
+        claiming.claim(Mount(str(root)))

@@ -90,7 +90,7 @@ CONTROLS = (
 KILLED_QUICK, KILLED_FULL = 6, 4
 
 #: States of a power loss on which a second life begins.
-CRASHED = (16, 1)
+CRASHED = (8, 1)
 
 
 def states(run: Run) -> None:
