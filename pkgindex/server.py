@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from typing import cast
+from typing import NoReturn, cast
 
 import uvloop
 
@@ -132,9 +132,7 @@ class _Server:
             except PkgindexError as error:
                 self.failure = error
         if self.failure is not None:
-            # Not by the interpreter's usual end: a thread that hangs on the mount would hold it up.
-            logger.error("stopped: the storage failed", reason=str(self.failure))
-            os._exit(self.failure.exit_code)
+            self._end(self.failure)
         logger.info("stopped", **facts)
         return 0
 
@@ -196,7 +194,14 @@ class _Server:
                 connection.abort()
             self.stopping.set()
 
+    def _end(self, failure: PkgindexError) -> NoReturn:
+        # Not by the interpreter's usual end: a thread that hangs on the mount would hold it up.
+        logger.error("stopped: the storage failed", reason=str(failure))
+        os._exit(failure.exit_code)
+
     def _stop(self, number: int) -> None:
+        if self.failure is not None:
+            self._end(self.failure)  # it was about to: no signal makes a good end of that
         if self.stopping.is_set():
             logger.warning("stopped at once; all that was acknowledged is in the journal")
             os._exit(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,42 @@ def test_a_file_that_cannot_be_written_ends_the_writer_and_loses_nothing_acknowl
     assert len(life.injected) == 1
     assert_ended_well(life, name)
     judge(root, life, name)
+
+
+SIGNAL_AT_A_FAILURE = """
+from pkgindex import server
+fail = server._Server._fail
+def told(self, error):
+    fail(self, error)
+    self._stop(15)
+server._Server._fail = told
+"""
+
+
+def test_a_signal_in_the_moment_of_a_failure_does_not_make_a_good_end_of_it(
+    left_by_a_kill: Path, tmp_path: Path
+) -> None:
+    """The event loop may hand over a signal between the failure and the end that it asks for."""
+    root = tmp_path / "life" / "the-store"
+    root.parent.mkdir()
+    failing = "unlinkat:error=EIO:when=1"
+    life = live(left_by_a_kill, root, failing, mutation=SIGNAL_AT_A_FAILURE)
+    assert_ended_well(life, "a signal in the moment of a failure")
+    judge(root, life, "a signal in the moment of a failure")
+
+
+@pytest.mark.parametrize(
+    ("failed", "matters"),
+    [
+        ('renameat(5<S>, "proof-00000000-0-1", 5<S>, "proof-00000000-1-2")', True),
+        ("fdatasync(9<S/journal/00000003-00000000>)", True),
+        ('unlinkat(5<S>, "from-00000002-proof-00000000-1-2", 0)', False),
+    ],
+)
+def test_an_answer_after_a_failed_call_is_wrong_where_it_rests_on_that_call(
+    failed: str, matters: bool
+) -> None:
+    text = f"""7 {failed.replace("S", "/a/the-store/staging/00000003")} = -1 EIO (INJECTED)
+6 write(8<socket:[1]>, "OK\\n", 3) = 3"""
+    with pytest.raises(AssertionError) if matters else nullcontext():
+        assert_silent_after(Life(text=text), failed)
