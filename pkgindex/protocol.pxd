@@ -20,7 +20,7 @@ cdef class Hub:
     cdef readonly set connections
     cdef readonly dict waiting, unfinished
     cdef readonly long accepted, refused, late, idle
-    cdef public long skipped, strangers, unsecured
+    cdef public long skipped, strangers, unsecured, no_memory
     cdef public object failed
 
 
@@ -40,6 +40,8 @@ cdef class Connection:
     cdef Py_ssize_t _process(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop) except -1
     cdef _hold(self, answers)
     cdef _keep(self, bytearray buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t cut)
+    cdef _behind_the_line(self)
+    cdef _let_go(self)
     cpdef bint release(self, settled) except -1
     cdef _steer(self)
     cdef _take_up(self)

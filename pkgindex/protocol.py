@@ -70,7 +70,7 @@ class Hub:
         self.waiting: dict[Connection, None] = {}  # replies wait to be settled, or lines for room
         self.unfinished: dict[Connection, float] = {}  # since when a line has been unfinished
         self.accepted = self.refused = self.late = self.idle = self.skipped = 0
-        self.strangers = self.unsecured = 0
+        self.strangers = self.unsecured = self.no_memory = 0
         self.failed: Callable[[PkgindexError], None] = lambda _error: None
 
     def join(self, connection: "Connection") -> bool:
@@ -128,6 +128,7 @@ class Hub:
             "closed_late": self.late,
             "closed_idle": self.idle,
             "skipped_lines": self.skipped,
+            "no_memory": self.no_memory,
         }
 
 
@@ -204,9 +205,17 @@ class Connection:
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         """Where the next bytes go: the shared buffer, or behind a long unfinished line."""
-        filled = self._filled
-        if not filled:
+        if not self._filled:
             return self._hub.first_view
+        try:
+            return self._behind_the_line()
+        except MemoryError:
+            self._let_go()
+            return self._hub.first_view
+
+    def _behind_the_line(self) -> memoryview:
+        """Where the rest of an unfinished line goes. MemoryError."""
+        filled = self._filled
         own = self._buffer
         assert own is not None
         if filled <= SHORT:
@@ -328,7 +337,11 @@ class Connection:
         if left <= SHORT:
             self._buffer = buffer[start:end] if left else None
         elif buffer is not self._buffer or start:
-            own = bytearray(min(2 * left, left + 2 * CHUNK))
+            try:
+                own = bytearray(min(2 * left, left + 2 * CHUNK))
+            except MemoryError:
+                self._let_go()
+                return
             own[:left] = memoryview(buffer)[start:end]
             self._buffer = own
         self._filled = left
@@ -339,6 +352,14 @@ class Connection:
                 # The Index had enough of this chunk: go on in the next turn of the loop.
                 self._yielding = True
                 hub.loop.call_soon(self._go_on)
+
+    def _let_go(self) -> None:
+        """There is no memory for what this client has sent: close it, for the others' sake."""
+        self._hub.no_memory += 1
+        self._buffer, self._filled, self._lines = None, 0, 0
+        self._state = DRAINING  # what still comes is dropped
+        # Not at once: uvloop asks for a buffer in the middle of a read, where closing would crash it.
+        self._hub.loop.call_soon(self.abort)
 
     def release(self, settled: int) -> bool:
         """Send the replies whose ticket is settled; whether anything still waits."""

@@ -114,6 +114,32 @@ def test_unfinished_lines_cost_no_more_than_they_hold(server: Server) -> None:
         assert resident(server.pid) - before < 12 * MIB
 
 
+def test_a_client_whose_line_finds_no_memory_is_closed_and_the_others_go_on() -> None:
+    with Server("memory:") as server, Wire(server.address) as honest:
+        assert honest.ask(b"INDEX|a|") == OK
+        size = (
+            int(Path(f"/proc/{server.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        )
+        limit = size + 4 * MIB
+        resource.prlimit(server.pid, resource.RLIMIT_AS, (limit, limit))
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                with contextlib.suppress(OSError):
+                    stack.enter_context(Wire(server.address)).send(b"INDEX|" + b"x" * 900_000)
+            assert honest.ask(b"QUERY|a|") == OK
+            deadline = time.monotonic() + server.patience
+            while True:
+                facts = counters(server)
+                closed, left = facts["no_memory"], facts["clients"]
+                assert isinstance(closed, int)
+                if closed and left == 21 - closed:
+                    break
+                assert time.monotonic() < deadline, facts
+        assert honest.ask(b"INDEX|b|a") == OK
+        assert server.stop() == 0
+        assert '"level":"error"' not in "\n".join(server.lines), server.lines[-5:]
+
+
 # --- fairness -------------------------------------------------------------------------------------
 
 

@@ -394,6 +394,7 @@ def test_the_hub_counts_what_it_did() -> None:
                 "closed_late": 0,
                 "closed_idle": 0,
                 "skipped_lines": 1,
+                "no_memory": 0,
             }
             assert expected.items() <= inside.do(inside.hub.stats).items()
         inside.wait_until(lambda: not inside.hub.connections)

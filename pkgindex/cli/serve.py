@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pkgindex import config, log
-from pkgindex.errors import ConfigError
+from pkgindex.errors import ConfigError, PkgindexError
 
 __all__ = ["serve"]
 
@@ -120,7 +120,12 @@ def serve(file: str | None, check_config: bool, **given: Any) -> int:
     from pkgindex import server
     from pkgindex.cli.progress import bar
 
-    return server.run(settings, bar, reread)
+    try:
+        return server.run(settings, bar, reread)
+    except PkgindexError as error:
+        # Not by the interpreter's usual end, which takes longer than all the rest of a start that fails.
+        click.echo(f"pkgindex: {error}", err=True)
+        os._exit(error.exit_code)
 
 
 def _read_log_level_again(flags: dict[str, Any], file: str | Path | None) -> None:

@@ -57,7 +57,9 @@ class Life:
     lines: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     text: str = ""
-    seconds_to_end: float = 0.0  # from the first failure of a call on the store
+    seconds_to_end: float = (
+        0.0  # from the first failure of a call on the store, or else from SIGTERM
+    )
 
     @property
     def injected(self) -> list[str]:
@@ -85,13 +87,14 @@ class Timed(Traced):
         self._command.insert(self._command.index("strace") + 1, "-ttt")
 
     def unstamp(self) -> float:
-        """Take the times out of the trace; how long it lived on after a failure of the store."""
+        """Take the times out of the trace; how long it lived on after a failure, or else after SIGTERM."""
         deadline = time.monotonic() + self.patience
         end = re.compile(rf"^{self.pid} +([0-9.]+) \+\+\+ ", re.MULTILINE)
         while not (ended := end.search(text := self.trace.read_text(errors="replace"))):
             assert time.monotonic() < deadline, "strace has not written the end"
             time.sleep(0.01)
         failed = re.search(r"^\d+ +([0-9.]+) .*/the-store/.*\(INJECTED\)", text, re.MULTILINE)
+        failed = failed or re.search(r"^\d+ +([0-9.]+) --- SIGTERM ", text, re.MULTILINE)
         self.trace.write_text(re.sub(r"^(\d+ +)[0-9.]+ ", r"\1", text, flags=re.MULTILINE))
         return float(ended[1]) - float(failed[1]) if failed else 0.0
 

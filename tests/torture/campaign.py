@@ -36,9 +36,9 @@ class Run:
         """How many of something to do."""
         return full if self.full else quick
 
-    def is_late(self) -> bool:
-        """Whether the time is up."""
-        return time.monotonic() - self.began > self.seconds
+    def is_late(self, left: float = 0.0) -> bool:
+        """Whether the time is up, but for `left` seconds that something else needs."""
+        return time.monotonic() - self.began > self.seconds - left
 
     def fail(self, what: str) -> None:
         """Note a failure: what was promised, what was seen, and how to see it again."""
@@ -55,3 +55,4 @@ class Campaign:
     absent: Callable[[], str | None] = lambda: None  # why this machine cannot run it
     seconds: tuple[float, float] = (60.0, 600.0)  # what it may take: quick, full
     long: bool = False  # only in `make torture-long`
+    alone: bool = False  # it measures times, so nothing runs beside it

@@ -273,6 +273,6 @@ CAMPAIGNS = (
         "Every byte of FORMAT, the journal and package files flipped, swapped, cut off, every file "
         "removed: the right index or a refusal that names the file, and `check` finds it.",
         damage,
-        seconds=(25.0, 400.0),
+        seconds=(60.0, 400.0),
     ),
 )

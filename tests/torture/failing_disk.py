@@ -47,8 +47,10 @@ LIVES = 10  # of the reduced form
 FULL_DISKS = (10, 1)  # times that a disk becomes full: full, quick
 DISK = 64 << 20  # bytes: several times what the index of this campaign takes
 FILES = 30_000  # that the small disk has room for
-SOON = 1.0  # second from the failure to the end; a busy machine is given PATIENCE times as much
-PATIENCE = 5
+SOON = 1.0  # second from the failure to the end
+PATIENCE = (
+    5  # times what an undisturbed stop takes at that moment are allowed too, on a busy machine
+)
 AT_A_TIME = 2
 
 #: Wrong servers: what each does, by Python that breaks the product, and a failure that shows it.
@@ -125,7 +127,14 @@ def fail(
             counts["slowest end, ms"] = max(
                 counts["slowest end, ms"], int(life.seconds_to_end * 1000)
             )
-            assert life.seconds_to_end < SOON * PATIENCE, (what, life.seconds_to_end, life.lines)
+            if life.seconds_to_end > SOON:
+                counts["ends after more than a second"] += 1
+                (folder / "undisturbed").mkdir()
+                usual = live(before, folder / "undisturbed" / "the-store").seconds_to_end
+                took = (
+                    f"it took {life.seconds_to_end:.2f} s to end, an undisturbed stop {usual:.2f} s"
+                )
+                assert life.seconds_to_end < PATIENCE * usual, (what, took, life.lines)
     judge(root, life, what)
     shutil.rmtree(folder)
 
@@ -135,6 +144,7 @@ def failures(run: Run, before: Path) -> list[Failure]:
     clean = live(before, run.folder / "clean" / "the-store")
     assert clean.exit_code == 0, clean.lines
     assert clean.acknowledged == CHANGES
+    run.counts["an undisturbed stop, ms"] = int(clean.seconds_to_end * 1000)
     found: list[Failure] = []
     for kind in CALLS:
         numbers = places(clean, kind)
@@ -298,13 +308,13 @@ CAMPAIGNS = (
         "nothing acknowledged is lost, the server ends soon with one line, and the next one recovers.",
         fail_each,
         lambda: strace_works() or None,
-        seconds=(45.0, 600.0),
+        seconds=(60.0, 480.0),
     ),
     Campaign(
         "full-disk",
         "A small disk becomes full under a server, and has room again: it needs only a restart.",
         fill_up,
         disk_absent,
-        seconds=(15.0, 60.0),
+        seconds=(30.0, 90.0),
     ),
 )

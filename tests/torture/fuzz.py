@@ -544,6 +544,6 @@ CAMPAIGNS = (
         "UBSan: no report, no leak, every reply and in the end every file as the model says.",
         fuzz,
         absent,
-        seconds=(120.0, 600.0),  # most of the short one is the build, once
+        seconds=(180.0, 840.0),  # most of the short one is the build, once
     ),
 )

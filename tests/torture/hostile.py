@@ -49,6 +49,7 @@ SLACK = (
 )  # beside what the attack's connections may cost: the honest ones, and the allocator
 TIMES = 5.0  # what an honest client may wait, as its 99th percentile, of that in quiet
 LEAST = 0.1  # seconds that it may wait in any case: this is no quiet machine; see the benchmark
+TRIES = 3  # in which it must have waited longer each time, and not for what else the machine does
 BLOCK = b"x" * MIB
 FLOODS = 40_000  # names of each kind, to compare how long they take
 FLOOD_TIMES = 4.0  # what the worst of them may take of the best
@@ -352,11 +353,8 @@ def hostile(run: Run) -> None:
     find_wrong(run, seconds)
     for store in (f"file:{run.folder / 'index'}", "memory:")[: 1 + run.full]:
         with Server(store, *OPTIONS) as server:
-            with Honest(server.address) as honest:
-                time.sleep(seconds)
-            quiet = percentile(honest.waits)
             for number, attack in enumerate(ATTACKS):
-                attack_once(run, server, attack, seconds, quiet)
+                attack_and_judge(run, server, attack, seconds)
                 run.progress(number + 1, len(ATTACKS))
             judge_names(run, server)
             judge_end(run, server)
@@ -368,22 +366,37 @@ def find_wrong(run: Run, seconds: float) -> None:
         tried = Run(run.seed, run.full, run.folder, run.seconds)
         (attack,) = (attack for attack in ATTACKS if attack.name == name)
         with Server("memory:", *OPTIONS, *options) as server:
-            attack_once(tried, server, attack, seconds, 1.0)
+            attack_once(tried, server, attack, seconds)
         if tried.failures:
             run.counts["mutants caught"] += 1
         else:
             run.fail(f"a server with {options} bore {name} unnoticed")
 
 
-def attack_once(run: Run, server: Server, attack: Attack, seconds: float, quiet: float) -> None:
-    """One attack, judged."""
+def attack_and_judge(run: Run, server: Server, attack: Attack, seconds: float) -> None:
+    """One attack, again while honest clients wait long in it: what they wait beside what they do in quiet."""
+    said = []
+    for _ in range(TRIES):
+        with Honest(server.address) as honest:
+            time.sleep(seconds / 2)
+        quiet = percentile(honest.waits)
+        slow = attack_once(run, server, attack, seconds)
+        if slow <= max(TIMES * quiet, LEAST):
+            return
+        said.append(f"{slow * 1000:.1f} ms ({quiet * 1000:.1f} in quiet)")
+        run.counts["attacks made again, for honest clients waited long"] += 1
+    run.fail(f"{server.store[:6]} {attack.name}: honest clients wait {', '.join(said)}")
+
+
+def attack_once(run: Run, server: Server, attack: Attack, seconds: float) -> float:
+    """One attack, judged but for what honest clients wait, which it returns: seconds, 99th percentile."""
     what = f"{server.store[:6]} {attack.name}"
     before = counters(server)
     try:
         outcome = attacked(server, attack, max(seconds, attack.least))
     except (ServerFailed, OSError) as error:
         run.fail(f"{what}: {error}")
-        return
+        return 0.0
     run.counts["attacks"] += 1
     run.counts["honest messages under attack"] += len(outcome.waits)
     for wrong in outcome.wrong[:3]:
@@ -391,14 +404,12 @@ def attack_once(run: Run, server: Server, attack: Attack, seconds: float, quiet:
     allowed = attack.connections * attack.each + SLACK
     if outcome.peak > allowed:
         run.fail(f"{what}: {outcome.peak / MIB:.0f} MiB, more than {allowed / MIB:.0f}")
-    slow = percentile(outcome.waits)
-    if slow > max(TIMES * quiet, LEAST):
-        run.fail(f"{what}: honest clients wait {slow * 1000:.1f} ms, {quiet * 1000:.1f} in quiet")
     if attack.counted:
         more = outcome.counters[attack.counted] - before[attack.counted]
         run.counts[attack.counted.replace("_", " ")] += more
         if not more:
             run.fail(f"{what}: the server has counted none of it as {attack.counted}")
+    return percentile(outcome.waits)
 
 
 def names_of(kind: str) -> list[bytes]:
@@ -457,7 +468,8 @@ CAMPAIGNS = (
         "Slow readers and writers, idlers, floods, lines of a gibibyte, names made to collide: memory "
         "bounded, honest clients answered rightly and soon, everything counted.",
         hostile,
-        seconds=(40.0, 140.0),
+        seconds=(60.0, 180.0),
+        alone=True,
     ),
 )
 

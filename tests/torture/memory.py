@@ -264,6 +264,6 @@ CAMPAIGNS = (
         "refused, or the server ends with one line; never a broken graph, nothing acknowledged lost.",
         memory,
         absent,
-        seconds=(20.0, 300.0),
+        seconds=(60.0, 300.0),
     ),
 )

@@ -23,20 +23,20 @@ CAMPAIGNS = (
         "and of the lives that follow those cut short: recovered from, and judged by the answers.",
         states,
         absent=lambda: strace_works() or None,
-        seconds=(150.0, 900.0),
+        seconds=(200.0, 900.0),
     ),
     Campaign(
         "power-ext4",
         "An ext4 file system shut down without a flush under a server and 50 clients, and mounted again.",
         ext4,
         absent=Ext4.why_not,
-        seconds=(60.0, 300.0),
+        seconds=(80.0, 240.0),
     ),
     Campaign(
         "power-forgetful",
         "A FUSE file system that forgets what was not fsynced, under a server and 50 clients.",
         forgetful,
         absent=Forgetful.why_not,
-        seconds=(60.0, 420.0),
+        seconds=(80.0, 300.0),
     ),
 )

@@ -32,6 +32,7 @@ WHOLE_LOSS = 2
 
 #: Rounds within which a server that leaves out syncs must have been found out.
 MUTANT_ROUNDS = 12
+CONTROL_SECONDS = 25.0  # of the campaign's time, for all of those
 
 
 class PowerWorld(World):
@@ -81,7 +82,7 @@ def live(run: Run, kind: type[Ext4 | Forgetful], rounds: int, forgets: tuple[str
             world = PowerWorld(folder, run.seed + number, disk, {})
             worlds.append(world)
             world.prepare()
-            while not run.is_late() and len(world.failures) < FAILURES:
+            while not run.is_late(CONTROL_SECONDS) and len(world.failures) < FAILURES:
                 done = sum(other.counts["power losses"] for other in worlds)
                 run.progress(min(done, rounds), rounds)
                 if done >= rounds:
@@ -92,9 +93,10 @@ def live(run: Run, kind: type[Ext4 | Forgetful], rounds: int, forgets: tuple[str
                 world.stop_cleanly()
 
     with ThreadPoolExecutor(2) as pool:
-        caught = [pool.submit(find_out, run, kind, library, what) for what in forgets if library]
         list(pool.map(go_on, range(2)))
-        run.counts["controls caught"] += sum(future.result() for future in caught)
+        if library is not None:
+            caught = pool.map(lambda what: find_out(run, kind, library, what), forgets)
+            run.counts["controls caught"] += sum(caught)
     for world in worlds:
         run.counts.update({k: n for k, n in world.counts.items() if k != "kills"})
         for failure in world.failures:
