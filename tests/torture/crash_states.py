@@ -31,7 +31,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["ROOT", "Change", "Disk", "File", "Folder", "Layout", "Write", "crash_states"]
+__all__ = ["PAGE", "ROOT", "Change", "Disk", "File", "Folder", "Layout", "Write", "crash_states"]
 
 ROOT = 0
 

@@ -31,7 +31,10 @@ try:
 except ImportError:  # then nothing here is ever called: see power_disks.py
     pyfuse3 = trio = None
 
-from tests.torture.crash_states import ROOT, Disk, Folder
+from tests.torture.crash_states import PAGE, ROOT, Disk, Folder
+
+#: Seconds for a sync: while one is under way its data is volatile, and so is what is written beside it.
+LONGEST_SYNC = 0.005
 
 
 class FileSystem(pyfuse3.Operations if pyfuse3 else object):
@@ -44,6 +47,7 @@ class FileSystem(pyfuse3.Operations if pyfuse3 else object):
         self.next = ROOT + 1
         self.cut = False
         self.listed: dict[int, list[tuple[str, int]]] = {}  # folders as they were when opened
+        self.slow = random.Random()
 
     def fail(self, number: int) -> Any:
         return pyfuse3.FUSEError(number)
@@ -135,8 +139,13 @@ class FileSystem(pyfuse3.Operations if pyfuse3 else object):
         return bytes(self.disk.file(self.node(fh)).seen[off : off + size])
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        self.disk.write(self.node(fh), off, bytes(buf))
-        return len(buf)
+        node, data = self.node(fh), bytes(buf)
+        begin = 0
+        while begin < len(data):  # each page that it touches may be lost by itself
+            end = begin + PAGE - (off + begin) % PAGE
+            self.disk.write(node, off + begin, data[begin:end])
+            begin = end
+        return len(data)
 
     async def release(self, fh: int) -> None:
         pass
@@ -145,10 +154,14 @@ class FileSystem(pyfuse3.Operations if pyfuse3 else object):
         self.node(fh)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        self.disk.sync(self.node(fh))
+        disk, covered = self.disk, self.disk.covered(self.node(fh))
+        await trio.sleep(self.slow.uniform(0, LONGEST_SYNC))
+        if self.cut or self.disk is not disk:
+            raise self.fail(errno.EIO)
+        disk.settle(covered)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        self.disk.sync(self.node(fh))
+        await self.fsync(fh, datasync)
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> Any:
         folder = self.node(parent_inode)

@@ -1,6 +1,6 @@
 """Real file systems that lose their power when told to: what was not synced is gone, or may be.
 
-    with Ext4(folder) as disk:           # or Forgetful(folder)
+    with Ext4(folder) as disk:           # or Forgetful(folder), Cached(folder)
         ...                              # a server uses disk.mount
         disk.cut()                       # from now on every call fails
         ...                              # it has ended
@@ -10,6 +10,9 @@
   journal is replayed by the next mount. The store sees a local file system, on which it uses syncfs.
 - `Forgetful`: the FUSE file system of forgetful.py, which keeps nothing but what POSIX makes it keep.
   The store sees FUSE, and takes its careful path.
+- `Cached`: ext4 on a disk with a volatile cache: its image is a file on a `Forgetful`, which keeps what was
+  flushed and, of the blocks written since, any part or nothing. As with dm-log-writes and dm-flakey, ext4's
+  own order of writes and flushes is then what the store stands on. The store sees a local file system.
 
 `FORGETS` are what LD_PRELOAD makes of a product that leaves out syncs (power_shim.c).
 """
@@ -29,7 +32,7 @@ from typing import Protocol, Self
 
 from tests.torture.gluster import GUARD
 
-__all__ = ["Ext4", "Forgetful", "PoweredDisk", "shim"]
+__all__ = ["Cached", "Ext4", "Forgetful", "PoweredDisk", "shim"]
 
 PATIENCE = 20.0
 
@@ -37,6 +40,8 @@ EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), of linux/ext4.h
 NOLOGFLUSH = 2
 
 IMAGE_BYTES = 256 << 20
+CACHED_BYTES = 64 << 20  # held in memory
+CACHED_FILES = 16_000
 
 
 class PoweredDisk(Protocol):
@@ -80,22 +85,14 @@ class Ext4:
         with self._image.open("wb") as image:
             image.truncate(IMAGE_BYTES)
         _run("mkfs.ext4", "-q", "-F", str(self._image))
-        # Whatever becomes of this process, nothing stays mounted.
-        self._guard = subprocess.Popen(
-            ["sh", "-c", GUARD], stdin=subprocess.PIPE, start_new_session=True
-        )
         self._mount()
-        assert self._guard.stdin is not None
-        self._guard.stdin.write(f"{self.mount}\n".encode())
-        self._guard.stdin.flush()
+        self._guard = _guard(self.mount)
         return self
 
     def __exit__(self, *_: object) -> None:
         if os.path.ismount(self.mount):
             _run("umount", str(self.mount))
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
-        self._guard.wait()
+        _let_go(self._guard)
         self._image.unlink()
 
     def cut(self) -> None:
@@ -176,6 +173,69 @@ class Forgetful:
         answer = self._process.stdout.readline()
         assert answer, "the file system ended"
         return answer.strip()
+
+
+class Cached:
+    """An ext4 whose disk is a file of a forgetful file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mount = folder / "mount"
+        self._beneath = Forgetful(folder / "disk")
+        self._image = self._beneath.mount / "image"
+
+    @staticmethod
+    def why_not() -> str | None:
+        """Why this machine cannot have one; None if it can."""
+        return Ext4.why_not() or Forgetful.why_not()
+
+    def __enter__(self) -> Self:
+        self.mount.mkdir(parents=True)
+        self._beneath.__enter__()
+        self._guard = _guard(self.mount, self._beneath.mount)
+        with self._image.open("wb") as image:
+            image.truncate(CACHED_BYTES)
+        _run("mkfs.ext4", "-q", "-F", "-N", str(CACHED_FILES), str(self._image))
+        for path in (self._image, self._beneath.mount):
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+        self._mount()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if os.path.ismount(self.mount):
+            _run("umount", str(self.mount))
+        self._beneath.__exit__()
+        _let_go(self._guard)
+
+    def cut(self) -> None:
+        """See PoweredDisk."""
+        self._beneath.cut()
+
+    def restore(self, seed: int | None) -> int:
+        """See PoweredDisk: how many blocks were written and not flushed."""
+        _run("umount", str(self.mount))
+        lost = self._beneath.restore(seed)
+        self._mount()
+        return lost
+
+    def _mount(self) -> None:
+        _run("mount", "-o", "loop,noinit_itable", str(self._image), str(self.mount))
+
+
+def _guard(*mounts: Path) -> subprocess.Popen[bytes]:
+    """See to it that nothing stays mounted, whatever becomes of this process."""
+    guard = subprocess.Popen(["sh", "-c", GUARD], stdin=subprocess.PIPE, start_new_session=True)
+    assert guard.stdin is not None
+    guard.stdin.write("".join(f"{mount}\n" for mount in mounts).encode())
+    guard.stdin.flush()
+    return guard
+
+
+def _let_go(guard: subprocess.Popen[bytes]) -> None:
+    assert guard.stdin is not None
+    guard.stdin.close()
+    guard.wait()
 
 
 def shim(folder: Path) -> Path | None:

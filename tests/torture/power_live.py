@@ -17,9 +17,9 @@ from pathlib import Path
 from tests.servers import Server
 from tests.torture.campaign import Run
 from tests.torture.kill import FAILURES, KINDS, World
-from tests.torture.power_disks import Ext4, Forgetful, PoweredDisk, shim
+from tests.torture.power_disks import Cached, Ext4, Forgetful, PoweredDisk, shim
 
-__all__ = ["ext4", "forgetful"]
+__all__ = ["cached", "ext4", "forgetful"]
 
 #: Of a server that finds its storage failed (errors.StoreFailed), or that was asked to stop.
 ENDS = (5, 0)
@@ -69,7 +69,9 @@ class PowerWorld(World):
         return super().killed_while(server, before).replace("kills", "power lost")
 
 
-def live(run: Run, kind: type[Ext4 | Forgetful], rounds: int, forgets: tuple[str, ...]) -> None:
+def live(
+    run: Run, kind: type[Cached | Ext4 | Forgetful], rounds: int, forgets: tuple[str, ...]
+) -> None:
     """The campaign on one kind of disk: so many rounds, and each control."""
     worlds: list[PowerWorld] = []
     library = shim(run.folder)
@@ -106,7 +108,7 @@ def live(run: Run, kind: type[Ext4 | Forgetful], rounds: int, forgets: tuple[str
         run.skipped.append(f"{rounds - run.counts['power losses']} of {rounds}: the time was up")
 
 
-def find_out(run: Run, kind: type[Ext4 | Forgetful], library: Path, what: str) -> bool:
+def find_out(run: Run, kind: type[Cached | Ext4 | Forgetful], library: Path, what: str) -> bool:
     """Whether a server that leaves these syncs out is found out, as it must be."""
     folder = run.folder / f"without-{what.replace(',', '-')}"
     environment = {"LD_PRELOAD": str(library), "POWER_FORGETS": what}
@@ -133,3 +135,8 @@ def ext4(run: Run) -> None:
 def forgetful(run: Run) -> None:
     """On the forgetful file system each sync counts for itself."""
     live(run, Forgetful, run.scale(120, 8), ("files", "folders"))
+
+
+def cached(run: Run) -> None:
+    """On ext4 whose disk forgets what was not flushed: as `ext4`, with what is lost drawn by the block."""
+    live(run, Cached, run.scale(60, 6), ("files", "files,folders"))

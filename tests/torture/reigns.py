@@ -306,7 +306,7 @@ class Reigns:
         time.sleep(self.random.uniform(0.02, LONGEST_UNDISTURBED))
         if idle:
             self.load.be_quiet()
-            self.settle(read_index(self.place.truth))  # it asks the store for nothing more
+            self.settle(first, read_index(self.place.truth))  # it asks the store for nothing more
         volume.kill_brick()
         if not idle:
             self.expect_end("the writer whose brick is gone", first, (5,))
@@ -415,7 +415,7 @@ class Reigns:
         # Alone, what has no effect is not carried by a change that fails.
         late = load.ask_late(WITHOUT_EFFECT if load.is_quiet else LATE)
         sleeps = self.random.random() < LATE_WAKES
-        picture = self.settle(found) if pause.stops and sleeps else None
+        picture = self.settle(second, found) if pause.stops and sleeps else None
         pause.end_hold()
         pause.wake()
         self.expect_end("the deposed writer", first, (5,), late)
@@ -492,15 +492,21 @@ class Reigns:
                 self.fail(f"the files and the server that took over disagree about {name}")
         return found
 
-    def settle(self, index: Index) -> dict[str, tuple[int, int, int]]:
-        """Wait until the server's first round is over, and return a picture of the store."""
+    def settle(self, server: Pausable, index: Index) -> dict[str, tuple[int, int, int]]:
+        """Wait until the server's rounds are over, and return a picture of the store."""
         deadline = time.monotonic() + TO_SETTLE
         picture = None
         while time.monotonic() < deadline:
+            told = len(server.events("counters"))
+            server.send_signal(signal.SIGUSR1)
             time.sleep(0.2)
             with suppress(FileNotFoundError, AssertionError):
+                behind = [event["behind"] for event in server.events("counters")[told:]]
+                # At its end a round takes segments away, when no file is behind any more.
+                segments = list((self.place.truth / "journal").iterdir())
                 now = picture_of(self.place.truth)
-                if picture == now and read_files(self.place.truth, "forward") == index:
+                quiet = behind == [0] and len(segments) == 1 and picture == now
+                if quiet and read_files(self.place.truth, "forward") == index:
                     return now
                 picture = now
         self.fail(f"the package files lag behind after {TO_SETTLE} s")
