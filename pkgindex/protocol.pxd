@@ -46,3 +46,6 @@ cdef class Connection:
     cdef _steer(self)
     cdef _take_up(self)
     cdef _finish(self)
+
+
+cdef bytearray _moved(bytearray buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t size)

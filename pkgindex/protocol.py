@@ -92,9 +92,12 @@ class Hub:
         """More tickets are settled, or there is room again: let the answers go."""
         settled = self.index.settled
         waiting = self.waiting
-        for connection in tuple(waiting):
-            if not connection.release(settled):
-                waiting.pop(connection, None)
+        try:
+            for connection in tuple(waiting):
+                if not connection.release(settled):
+                    waiting.pop(connection, None)
+        except MemoryError as error:
+            self.out_of_memory(error)
 
     def sweep(self, line_timeout: float, idle_timeout: float) -> None:
         """Close what has left a line unfinished, or sent nothing, for too long (seconds; 0: never).
@@ -112,10 +115,9 @@ class Hub:
                 connection.abort()
 
     def out_of_memory(self, error: MemoryError) -> None:
-        """The index could not get memory in the middle of a chunk: its answers are lost, so end."""
-        self.failed(
-            StoreFailed(f"out of memory: {error}; give the server more, and start it again")
-        )
+        """There was no memory in the middle of a chunk, or for its answers: they are lost, so end."""
+        what = str(error) or "no room for answers"
+        self.failed(StoreFailed(f"out of memory: {what}; give the server more, and start it again"))
 
     def stats(self) -> dict[str, object]:
         """Counters for the log."""
@@ -214,7 +216,7 @@ class Connection:
             return self._hub.first_view
 
     def _behind_the_line(self) -> memoryview:
-        """Where the rest of an unfinished line goes. MemoryError."""
+        """Where the rest of an unfinished line goes. Raises MemoryError."""
         filled = self._filled
         own = self._buffer
         assert own is not None
@@ -222,10 +224,8 @@ class Connection:
             self._hub.shared[:filled] = own
             return self._hub.shared_view[filled : filled + CHUNK]
         if len(own) - filled < SHORT:
-            # Not extended in place: the transport may still hold a view of it.
-            grown = bytearray(min(2 * len(own), self._hub.max_line + 2 * CHUNK))
-            grown[:filled] = memoryview(own)[:filled]
-            self._buffer = own = grown
+            own = _moved(own, 0, filled, min(2 * len(own), self._hub.max_line + 2 * CHUNK))
+            self._buffer = own
         return memoryview(own)[filled : filled + CHUNK]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -289,14 +289,14 @@ class Connection:
         batch.load(buffer, start, stop, room, self._read_only)
         try:
             answers = self._hub._apply(batch)
+            if type(answers) is bytes and not self._waiting:
+                if answers and self._transport is not None:
+                    self._write(answers)
+            else:
+                self._hold(answers)
         except MemoryError as error:
             self._hub.out_of_memory(error)
             return stop
-        if type(answers) is bytes and not self._waiting:
-            if answers and self._transport is not None:
-                self._write(answers)
-        else:
-            self._hold(answers)
         return batch.start
 
     def _hold(self, answers: Answers) -> None:
@@ -334,16 +334,15 @@ class Connection:
             else:
                 self._hold(b"ERROR\n")
         left = end - start
-        if left <= SHORT:
-            self._buffer = buffer[start:end] if left else None
-        elif buffer is not self._buffer or start:
+        if not left:
+            self._buffer = None
+        elif left <= SHORT or buffer is not self._buffer or start:
+            size = left if left <= SHORT else min(2 * left, left + 2 * CHUNK)
             try:
-                own = bytearray(min(2 * left, left + 2 * CHUNK))
+                self._buffer = _moved(buffer, start, end, size)
             except MemoryError:
                 self._let_go()
                 return
-            own[:left] = memoryview(buffer)[start:end]
-            self._buffer = own
         self._filled = left
         self._lines = lines
         if lines:
@@ -356,6 +355,7 @@ class Connection:
     def _let_go(self) -> None:
         """There is no memory for what this client has sent: close it, for the others' sake."""
         self._hub.no_memory += 1
+        self._hub.unfinished.pop(self, None)
         self._buffer, self._filled, self._lines = None, 0, 0
         self._state = DRAINING  # what still comes is dropped
         # Not at once: uvloop asks for a buffer in the middle of a read, where closing would crash it.
@@ -466,3 +466,10 @@ class Connection:
         """Close at once, whatever is unsent."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _moved(buffer: bytearray, start: int, end: int, size: int) -> bytearray:
+    """buffer[start:end] in a new one of `size` bytes: a transport may still hold a view of the old one."""
+    own = bytearray(size)
+    own[: end - start] = memoryview(buffer)[start:end]
+    return own

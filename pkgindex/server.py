@@ -40,7 +40,7 @@ SWITCH_SECONDS = 0.0005
 CLIENTS_SHARE = 0.5
 LINGER_SECONDS = 1.0  # for a client that has all its answers to close its side
 
-FULL_SECONDS = 60.0  # between two lines that say that the index is full
+TOLD_SECONDS = 60.0  # between two lines that say that the index is full, or that memory is
 
 logger = log.get_logger()
 
@@ -165,19 +165,24 @@ class _Server:
             logger.info("certificate read again", tls_cert=self.settings.tls_cert)
 
     async def _sweep(self) -> None:
-        told, next_time = 0, 0.0
+        full, no_memory = _Grown(), _Grown()
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.hub.sweep(self.settings.line_timeout, self.settings.idle_timeout)
-            beyond = self.index.beyond_limit
-            if beyond > told and time.monotonic() >= next_time:
+            if beyond := full.by(self.index.beyond_limit):
                 logger.warning(
                     "index full",
-                    answered_fail=beyond - told,
+                    answered_fail=beyond,
                     packages=len(self.index),
                     remedy="remove packages, or raise --max-index and start again",
                 )
-                told, next_time = beyond, time.monotonic() + FULL_SECONDS
+            if closed := no_memory.by(self.hub.no_memory):
+                logger.warning(
+                    "no memory for a line",
+                    closed=closed,
+                    clients=len(self.hub.connections),
+                    remedy="give the server more, or lower --max-line or --max-clients",
+                )
 
     def _log_counters(self) -> None:
         facts = self.hub.stats() | self.index.stats()
@@ -228,6 +233,21 @@ class _Server:
         for connection in tuple(connections):
             connection.abort()
         await asyncio.sleep(0)
+
+
+class _Grown:
+    """A counter that is worth a line when it has grown, at most once in TOLD_SECONDS."""
+
+    def __init__(self) -> None:
+        self.told, self.next = 0, 0.0
+
+    def by(self, count: int) -> int:
+        """How much it has grown since the last line; 0 if it is too early for another."""
+        if time.monotonic() < self.next or count == self.told:
+            return 0
+        grown = count - self.told
+        self.told, self.next = count, time.monotonic() + TOLD_SECONDS
+        return grown
 
 
 def _raise_descriptor_limit(clients: int) -> None:

@@ -114,14 +114,17 @@ def test_unfinished_lines_cost_no_more_than_they_hold(server: Server) -> None:
         assert resident(server.pid) - before < 12 * MIB
 
 
+def limit_memory(server: Server, room: int) -> None:
+    """From now on a server finds no more than `room` bytes of address space."""
+    pages = int(Path(f"/proc/{server.pid}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + room
+    resource.prlimit(server.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
 def test_a_client_whose_line_finds_no_memory_is_closed_and_the_others_go_on() -> None:
     with Server("memory:") as server, Wire(server.address) as honest:
         assert honest.ask(b"INDEX|a|") == OK
-        size = (
-            int(Path(f"/proc/{server.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        )
-        limit = size + 4 * MIB
-        resource.prlimit(server.pid, resource.RLIMIT_AS, (limit, limit))
+        limit_memory(server, 4 * MIB)
         with contextlib.ExitStack() as stack:
             for _ in range(20):
                 with contextlib.suppress(OSError):
@@ -135,9 +138,30 @@ def test_a_client_whose_line_finds_no_memory_is_closed_and_the_others_go_on() ->
                 if closed and left == 21 - closed:
                     break
                 assert time.monotonic() < deadline, facts
+        limit_memory(server, 1 << 40)  # what malloc(3) keeps of the lines is no room for the index
         assert honest.ask(b"INDEX|b|a") == OK
         assert server.stop() == 0
         assert '"level":"error"' not in "\n".join(server.lines), server.lines[-5:]
+
+
+def test_clients_closed_for_want_of_memory_are_told_once_a_minute() -> None:
+    with Server("memory:", "--max-line", "512m") as server:
+        limit_memory(server, 64 * MIB)
+        with Wire(server.address) as other:
+            for _ in range(3):
+                with Wire(server.address) as long, contextlib.suppress(ConnectionError):
+                    for _ in range(256):
+                        long.send(b"x" * MIB)
+                    pytest.fail("256 MiB found room in 64")
+                assert other.ask(b"QUERY|a|") == FAIL
+            assert counters(server)["no_memory"] == 3
+            told = server.wait_for("no memory for a line")
+            assert (told["level"], told["closed"]) in [("warning", n) for n in (1, 2, 3)]
+            time.sleep(2.5)
+            assert len(server.events("no memory for a line")) == 1
+            with Wire(server.address) as long:
+                line = b"QUERY|" + b"x" * MIB + b"|"
+                assert long.ask_all([line, b"QUERY|a|"]) == [ERROR, FAIL]
 
 
 # --- fairness -------------------------------------------------------------------------------------

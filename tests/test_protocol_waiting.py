@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import socket
 import threading
 from contextlib import suppress
+from typing import cast
 
 import pytest
 
@@ -378,6 +380,37 @@ def test_an_index_without_memory_is_the_servers_end() -> None:
         assert failure.exit_code == 5
         assert "out of memory: no memory for another package" in str(failure)
         receive_nothing(wire)
+
+
+class Roomless:
+    """A transport that has no memory for what it should send."""
+
+    def write(self, data: bytes) -> None:
+        raise MemoryError
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        """Leave it to the transport that this one stands before."""
+
+    close = abort
+
+
+@pytest.mark.parametrize("line", [b"QUERY|a|\n", b"INDEX|a|\n"], ids=["at once", "settled"])
+def test_no_memory_for_answers_is_the_servers_end(line: bytes) -> None:
+    index = HandIndex()
+    with Inside(index) as inside, Wire(inside.address) as wire:
+        inside.wait_until(lambda: inside.hub.connections)
+        (connection,) = inside.hub.connections
+        inside.do(lambda: connection.secured(cast("asyncio.Transport", Roomless())))
+        wire.send(line)
+        inside.wait_until(index.asked)
+        inside.settle()
+        inside.wait_until(lambda: inside.failures)
+        assert [failure.exit_code for failure in inside.failures] == [5]
+        assert "out of memory: no room for answers" in str(inside.failures[0])
+        assert not inside.unhandled
 
 
 def test_the_hub_counts_what_it_did() -> None:
