@@ -48,6 +48,7 @@ include "_redo.pxi"
 
 cdef enum:
     GROUP = 16           # messages parsed ahead, so that their cache misses overlap
+    REPLAY_NAMES = 256   # names of redo lines looked up ahead
     # A chunk ends early once its changes have touched so many edges (a millisecond or two: a short line
     # may take away a long list), or the open commit holds so many bytes of redo lines (a mount that hangs
     # must not fill the memory).
@@ -454,6 +455,11 @@ cdef class Graph:
         return self.redo.size
 
     @property
+    def newest(self):
+        """The ticket that the last change rests on; 0 before the first."""
+        return self.ticket if self.redo.size else self.ticket - 1
+
+    @property
     def full(self):
         """Whether the open commit takes no more changes; a batch given now stops before the next one."""
         return self.redo.size > REDO_LIMIT
@@ -644,34 +650,75 @@ cdef class Graph:
         cdef const unsigned char *start
         cdef const unsigned char *p
         cdef const unsigned char *end
-        cdef Redo redo
+        cdef Redo group[GROUP]
+        cdef uint32_t hashes[REPLAY_NAMES]
+        cdef int parsed, i
         cdef uint64_t n = 0
         PyObject_GetBuffer(lines, &view, PyBUF_SIMPLE)
         try:
             start = p = <const unsigned char *>view.buf
             end = p + view.len
             while p < end:
-                if not parse_redo(p, end, &redo):
+                parsed = self.parse_redo_group(p, end, group, hashes)
+                if parsed == 0:
                     raise ValueError(f"not a redo line at byte {p - start}")
-                if not self.redo_line(&redo, track):
-                    raise MemoryError("no memory to replay the journal")
-                p = redo.end
-                n += 1
+                for i in range(parsed):
+                    if not self.redo_line(&group[i], track):
+                        raise MemoryError("no memory to replay the journal")
+                p = group[parsed - 1].end
+                n += parsed
             return n
         finally:
             PyBuffer_Release(&view)
 
-    cdef uint32_t intern(self, const unsigned char *name, uint32_t length) noexcept nogil:
-        cdef uint32_t hash = hash_name(self.g.names.secret, name, length)
+    cdef int parse_redo_group(self, const unsigned char *p, const unsigned char *end, Redo *group,
+                              uint32_t *hashes) noexcept nogil:
+        """Parse lines ahead, and fetch what they will touch: their cache misses then overlap.
+
+        The number of lines; 0 if the first is none."""
+        cdef Names *names = &self.g.names
+        cdef Table *now = &names.now
+        cdef Slot *slot
+        cdef Redo *r
+        cdef int lines = 0, n = 0, ahead, i
+        while p < end and lines < GROUP:
+            r = group + lines
+            if not parse_redo(p, end, r):
+                break
+            ahead = hash_redo(names, r, hashes + n, REPLAY_NAMES - n)
+            if ahead == 0 and lines:
+                break    # it has too many names for what is left: it begins the next group
+            if ahead:
+                r.hashes = hashes + n
+            n += ahead
+            p = r.end
+            lines += 1
+        for i in range(n):
+            prefetch(names.nodes.base + <size_t>now.slots[hashes[i] & now.mask].node * 8)
+        for i in range(n):
+            slot = now.slots + (hashes[i] & now.mask)
+            if slot.node != 0 and slot.node != MOVED:
+                prefetch(edge_at(&self.g, node_at(names, slot.node).rev))
+        return lines
+
+    cdef uint32_t intern(self, const unsigned char *name, uint32_t length, uint32_t hash) noexcept nogil:
         cdef uint32_t handle = names_find(&self.g.names, hash, name, length)
         return handle if handle else names_intern(&self.g.names, hash, name, length)
 
+    cdef uint32_t intern_anew(self, const unsigned char *name, uint32_t length) noexcept nogil:
+        return self.intern(name, length, hash_name(self.g.names.secret, name, length))
+
     cdef bint redo_line(self, Redo *r, bint track) noexcept nogil:
         cdef Dependencies *g = &self.g
-        cdef uint32_t handle = self.intern(r.name, r.length), n = 0, lost, block = 0, other, i
+        cdef uint32_t handle, n = 0, lost, block = 0, other, i
+        cdef const uint32_t *ahead = r.hashes + 1
         cdef const unsigned char *p
         cdef const unsigned char *item
         cdef Node *node
+        if r.hashes != NULL:
+            handle = self.intern(r.name, r.length, r.hashes[0])
+        else:
+            handle = self.intern_anew(r.name, r.length)
         if handle == 0:
             return False
         if r.kind == c'*':
@@ -689,7 +736,11 @@ cdef class Graph:
             item = p
             while in_name[p[0]]:
                 p += 1
-            other = self.intern(item, <uint32_t>(p - item))
+            if r.hashes != NULL:
+                other = self.intern(item, <uint32_t>(p - item), ahead[0])
+                ahead += 1
+            else:
+                other = self.intern_anew(item, <uint32_t>(p - item))
             if other == 0:
                 return False
             bytes_put(&g.wanted, &other, sizeof(uint32_t))
@@ -725,7 +776,7 @@ cdef class Graph:
                 item = p
                 while in_name[p[0]]:
                     p += 1
-                other = self.intern(item, <uint32_t>(p - item))
+                other = self.intern_anew(item, <uint32_t>(p - item))
                 if other == 0 or not reserve_dirty(g, 1):
                     return False
                 mark_dirty(g, other, REVERSE_DIRTY)
@@ -736,6 +787,32 @@ cdef class Graph:
             if not (lost and has_handle(&g.gone, handle)):
                 forget_if_unused(g, handle)
         return True
+
+    def walk(self, uint32_t after=0, size_t limit=1 << 16, uint32_t count=1 << 30):
+        """Indexed packages as redo lines, in the order of memory: (lines, number of them, the last one).
+
+        At most `count` packages are looked at, and no more once `limit` bytes are full; `after` is what
+        the call before gave as the last one, 0 at the beginning and at the end. Every package that is
+        indexed during the whole walk is met; one that changes meanwhile as it is or was, or not at all."""
+        cdef Bytes out
+        cdef uint32_t n = 0
+        cdef Node *node
+        memset(&out, 0, sizeof(Bytes))
+        try:
+            while count and out.size < limit:
+                after = names_next(&self.g.names, after)
+                if after == 0:
+                    break
+                count -= 1
+                node = node_at(&self.g.names, after)
+                if node.flags & INDEXED:
+                    if not bytes_reserve(&out, (<size_t>node.ndeps + 2) * (MAX_NAME + 4)):
+                        raise MemoryError("no memory to copy the index")
+                    put_line(&self.g, &out, node)
+                    n += 1
+            return (PyBytes_FromStringAndSize(out.data, out.size) if out.size else b""), n, after
+        finally:
+            bytes_release(&out)
 
     def effect(self):
         """Redo lines that bring any older state of the dirty packages' files to this one (rule C6).
@@ -795,11 +872,12 @@ cdef class Graph:
         return names
 
     cdef list all_handles(self):
-        cdef uint64_t i
-        if self.g.names.old.slots != NULL:
-            names_migrate(&self.g.names, self.g.names.old.mask + 1)
-        return [self.g.names.now.slots[i].node for i in range(self.g.names.now.mask + 1)
-                if self.g.names.now.slots[i].node != 0]
+        cdef uint32_t handle = names_next(&self.g.names, 0)
+        handles = []
+        while handle:
+            handles.append(handle)
+            handle = names_next(&self.g.names, handle)
+        return handles
 
     cdef uint32_t handle_of(self, str name) except? 0:
         cdef bytes raw

@@ -15,6 +15,7 @@ cdef enum:
     BURIED = 16          # removed, kept until the removal is durable
     REVERSE_OWED = 32    # its reverse file lags behind, and is so large that it is written rarely
     RENDERING = 64       # its reverse file is being copied, a slice at a time
+    FREED = 128          # no node any more: a block that waits for the next of its size
 
     FIRST_SLOTS = 1024
     MIGRATE = 16         # old slots moved at each insertion: done long before the new table fills
@@ -239,7 +240,19 @@ cdef void names_drop(Names *names, uint32_t handle) noexcept nogil:
     elif names.old.slots != NULL and table_find(names, &names.old, hash, node.name, node.len, &at):
         names.old.slots[at].node = MOVED
     names.count -= 1
+    node.flags = FREED
     arena_free(&names.nodes, handle, node_units(node.len))
+
+
+cdef inline uint32_t names_next(Names *names, uint32_t handle) noexcept nogil:
+    """The node behind this one in memory (0: the first of all); 0 when there is none.
+
+    Blocks never move and keep their size, so a walk that is broken off and taken up again, whatever has
+    come and gone meanwhile, meets every node that was there all the time."""
+    handle = handle + node_units(node_at(names, handle).len) if handle else 1
+    while handle < names.nodes.top and node_at(names, handle).flags & FREED:
+        handle += node_units(node_at(names, handle).len)
+    return handle if handle < names.nodes.top else 0
 
 
 cdef size_t names_mapped(Names *names) noexcept nogil:

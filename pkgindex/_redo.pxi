@@ -23,6 +23,7 @@ ctypedef struct Redo:
     const unsigned char *gone
     size_t gone_length
     const unsigned char *end
+    const uint32_t *hashes    # of its name and its dependencies, in order; NULL: not computed ahead
 
 ctypedef struct Record:
     uint32_t size
@@ -114,26 +115,32 @@ cdef bint parse_redo(const unsigned char *p, const unsigned char *end, Redo *r) 
     if p[0] != c'\n':
         return False
     r.end = p + 1
+    r.hashes = NULL
     return True
+
+
+cdef void put_line(Dependencies *g, Bytes *out, Node *node) noexcept nogil:
+    """The redo line that says what is now; the caller has reserved (dependencies + 2) long names' room."""
+    cdef uint32_t i
+    bytes_put_char(out, c'+' if node.flags & INDEXED else c'-')
+    bytes_put(out, node.name, node.len)
+    bytes_put_char(out, c'|')
+    if node.flags & INDEXED:
+        for i in range(node.ndeps):
+            if i:
+                bytes_put_char(out, c',')
+            put_names(g, out, &edge_at(g, node.deps + i).target, 1)
+        bytes_put_char(out, c'|')
+    bytes_put_char(out, c'\n')
 
 
 cdef bint put_effect(Dependencies *g, Bytes *out, uint32_t handle) noexcept nogil:
     """The redo lines that a dirty package's files need; False without memory."""
     cdef Node *node = node_at(&g.names, handle)
-    cdef uint32_t i
     if not bytes_reserve(out, (<size_t>node.ndeps + 2) * (MAX_NAME + 4)):
         return False
     if node.flags & FORWARD_DIRTY:
-        bytes_put_char(out, c'+' if node.flags & INDEXED else c'-')
-        bytes_put(out, node.name, node.len)
-        bytes_put_char(out, c'|')
-        if node.flags & INDEXED:
-            for i in range(node.ndeps):
-                if i:
-                    bytes_put_char(out, c',')
-                put_names(g, out, &edge_at(g, node.deps + i).target, 1)
-            bytes_put_char(out, c'|')
-        bytes_put_char(out, c'\n')
+        put_line(g, out, node)
     return not node.flags & REVERSE_DIRTY or put_owed(g, out, handle)
 
 
@@ -211,3 +218,26 @@ cdef bint put_dependents(Dependencies *g, Bytes *out, uint32_t *entries, uint32_
         entries[0] += 1
         limit -= 1
     return True
+
+
+cdef int hash_redo(Names *names, const Redo *r, uint32_t *hashes, int room) noexcept nogil:
+    """Hash a line's name and its dependencies, and fetch their slots; their number, 0 if too many."""
+    cdef Table *now = &names.now
+    cdef const unsigned char *p = r.deps
+    cdef const unsigned char *item
+    cdef int n = 1
+    if room == 0:
+        return 0
+    hashes[0] = hash_name(names.secret, r.name, r.length)
+    prefetch(now.slots + (hashes[0] & now.mask))
+    while p < r.deps + r.deps_length:
+        if n == room:
+            return 0
+        item = p
+        while in_name[p[0]]:
+            p += 1
+        hashes[n] = hash_name(names.secret, item, <uint32_t>(p - item))
+        prefetch(now.slots + (hashes[n] & now.mask))
+        n += 1
+        p += 1
+    return n

@@ -373,6 +373,13 @@ class Settings:
         "Store",
         "Depose the server that owns the store; it can answer and write nothing from then on.",
     )
+    rebuild: bool = _option(
+        False,
+        SWITCH,
+        "Store",
+        "Read every package file at the start, even if there is a snapshot of the index: "
+        "after package files were changed by hand or restored.",
+    )
     listen: tuple[Listener, ...] = _option(
         (),
         LISTENERS,

@@ -79,9 +79,19 @@ class FileIndex(Index):
         self._mount = mount
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._journal = Journal(mount, mine, self._graph.owed_lines, self._event)
-        self._journal.open(recovered.effect, recovered.next_change)
+        if recovered.distrusted:
+            logger.warning("snapshot not read", why=recovered.distrusted, instead="package files")
+        self._journal.open(
+            recovered.effect, recovered.next_change, recovered.snapshot, recovered.covered
+        )
         self._behind = WriteBehind(
-            mount, mine.staging, shards, self._graph, self._journal, self._round_failed
+            mount,
+            mine.staging,
+            shards,
+            self._graph,
+            self._journal,
+            self._round_failed,
+            journal_limit,
         )
         self._journal_limit = journal_limit
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,7 +125,7 @@ class FileIndex(Index):
                     raise StoreDamaged(
                         f"{mount.path('FORMAT')}: changed while the store was claimed; start again"
                     )
-                recovered = recover(mount, fmt, mine, progress)
+                recovered = recover(mount, fmt, mine, progress, rebuild=settings.rebuild)
                 return cls(
                     mount,
                     fmt.shards,
@@ -289,6 +299,7 @@ class FileIndex(Index):
             "commits": self._journal.commits,
             "journal_bytes": self._journal.size,
             "rounds": self._behind.rounds,
+            "snapshots": self._behind.snapshots,
             "files_written": self._behind.files,
             "behind": self._behind.behind,
         }

@@ -2,8 +2,8 @@
 
 What can be derived is told from what cannot. A reverse file that is missing, damaged or wrong follows
 from the forward files and is mended by repair(): it is rewritten by a claimed epoch, as any writer
-would. A damaged or missing forward file and a damaged journal are named, and left as they are: what was
-in them is only in a backup.
+would; a snapshot follows from them too. A damaged or missing forward file and a damaged journal are
+named, and left as they are: what was in them is only in a backup.
 """
 
 import re
@@ -23,6 +23,8 @@ from pkgindex.store.recovery import Problem, Progress, read_shards, recover, sha
 __all__ = ["Report", "check", "repair"]
 
 PATIENCE_SECONDS = 60.0  # for the journal's thread to end
+
+REBUILD = "'pkgindex serve --rebuild' believes the file"
 
 
 @dataclass
@@ -56,6 +58,8 @@ def check(store: Offline, progress: Progress | None = None) -> Report:
             named.add(path)
             report.problems.append(Problem(path, f"missing, though {why}"))
 
+    if not report.problems:
+        _compare_with_snapshot(store, graph, report)
     for package, dependency in graph.dangling(1_000_000):
         missing(dependency, f"{package} depends on it")
     owed = set(graph.dirty_reverses())
@@ -77,6 +81,25 @@ def check(store: Offline, progress: Progress | None = None) -> Report:
             path = _path(store, "reverse", package)
             _derived(report, Problem(path, "belongs to no indexed package"), package)
     return report
+
+
+def _compare_with_snapshot(store: Offline, graph: Graph, report: Report) -> None:
+    """Files that were lost or changed by hand: a start that reads the snapshot does not see them."""
+    known, wrong = store.read_snapshot()
+    if wrong is not None:
+        report.derived.append(wrong)
+    if known is None:
+        return
+    for package in known:
+        path = _path(store, "forward", package)
+        if package not in graph:
+            report.problems.append(Problem(path, "missing, though the snapshot has its package"))
+        elif graph.dependencies(package) != known.dependencies(package):
+            report.problems.append(Problem(path, f"the snapshot has it otherwise; {REBUILD}"))
+    for package in graph:
+        if package not in known:
+            path = _path(store, "forward", package)
+            report.problems.append(Problem(path, f"the snapshot does not have it; {REBUILD}"))
 
 
 def _reverse_files(
@@ -134,7 +157,7 @@ def _decoded(name: str) -> str | None:
 
 
 def repair(store: Offline, report: Report) -> None:
-    """Write the reverse files anew that `report` calls derived. Closes `store`.
+    """Write anew the reverse files that `report` calls derived, and let go of a snapshot. Closes `store`.
 
     Claims an epoch as any writer does. Raises PkgindexError, OSError."""
     mount, fmt = store.mount, store.format
@@ -142,7 +165,7 @@ def repair(store: Offline, report: Report) -> None:
     with Lease(mount) as lease:
         try:
             mine = claim(mount, lease)
-            recovered = recover(mount, fmt, mine)
+            recovered = recover(mount, fmt, mine, rebuild=True)
         except Withdrawn as reason:
             raise StoreOwned(f"{mount.root}: a server has claimed it meanwhile: {reason}") from None
         graph = recovered.graph

@@ -25,7 +25,7 @@ __all__ = ["FOLDERS", "Format", "complete", "create", "read"]
 VERSION = 1
 SHARDS = 256  # 1 million packages are 4,000 files a folder: quick to list, on any file system
 FEATURES: frozenset[str] = frozenset()  # incompatible ones that this release knows
-FOLDERS = ("staging", "journal", "forward", "reverse")
+FOLDERS = ("staging", "journal", "snapshot", "forward", "reverse")
 
 # What may lie in a folder that still counts as empty.
 HARMLESS = ("lost+found", ".snapshot", ".snapshots", ".glusterfs", ".trashcan")

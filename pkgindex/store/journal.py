@@ -1,7 +1,8 @@
 """The journal: a chain of segments, each a head and then batches of redo lines.
 
     pkgindex journal 1
-    {"bytes": 21, "epoch": 3, "next": 1235, "origins": [], "previous": [8192, 2597310127], "segment": 1}
+    {"bytes": 21, "covered": 0, "epoch": 3, "next": 1235, "origins": [], "previous": [8192, 2597310127],
+     "segment": 1, "snapshot": null, "written": 1234}           (on one line)
     *zlib
     +wget|gettext|zlib
     head 9ae0daaf
@@ -14,10 +15,12 @@ the commit itself are _commit.pxi's; this module makes segments and takes them a
 Guarantees (rule W6): a head carries its epoch and number, the number of the next change, the size and
 checksum of the segment before it, and the table of origins, which is empty while one server writes
 alone. It is born in staging, synced, published by a rename, its name synced, and proven, before a batch
-rests on it. A segment goes only when the head of its successor is durable, in ascending order, each
-removal synced and seen gone before the next.
+rests on it. A segment goes only when a durable head behind it says that it is not needed: that all of
+its changes are in package files ("written"), and in the snapshot if there is one. So a segment that is
+missing and that the newest head needs is damage. They go in ascending order, each removal synced and
+seen gone before the next.
 
-Calling sequence: open(), then submit() and completed() from the event loop, rotate() and drop_before()
+Calling sequence: open(), then submit() and completed() from the event loop, rotate() and drop_covered()
 from the thread that writes package files, stop(). One thread of this object's own commits and rotates.
 
 Errors: the first OSError is final (rule W7). completed() raises it, on the loop; rotate() too.
@@ -28,17 +31,21 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from pkgindex._core import crc32c
 from pkgindex.store._disk import Committer, read_batches
 from pkgindex.store.claim import SEGMENT, Claim
 from pkgindex.store.mount import Mount, epoch_name
+from pkgindex.store.snapshot import Snapshot
 
 __all__ = ["Head", "Journal", "Torn", "parse_head", "segment_name", "segments"]
 
 VERSION = 1
 FIRST_LINE = b"pkgindex journal %d\n" % VERSION
+
+# What a head of before "written" was told says of it.
+UNKNOWN = -1
 
 # A segment is read into memory whole at recovery; a round's rotation usually ends it much earlier.
 SEGMENT_LIMIT = 64 << 20
@@ -58,16 +65,29 @@ class Head:
     previous: tuple[int, int] | None  # size and CRC-32C of the segment before; None in the first
     lines: bytes = b""  # redo lines: the net effect of what was replayed, or files still owed
     origins: tuple[object, ...] = ()
+    written: int = (
+        0  # every change up to this one is in package files, but for those that `lines` owe
+    )
+    snapshot: Snapshot | None = None  # the newest; every later change is in the journal
+    covered: int = 0  # bytes of `lines`, in front, that only the snapshot lacks and no package file
+
+    @property
+    def base(self) -> int:
+        """The last change that need not be in the journal any more."""
+        return self.written if self.snapshot is None else min(self.written, self.snapshot.change)
 
     def encode(self) -> bytes:
         """The bytes that a segment begins with."""
         fields = {
             "bytes": len(self.lines),
+            "covered": self.covered,
             "epoch": self.epoch,
             "next": self.next_change,
             "origins": list(self.origins),
             "previous": self.previous,
             "segment": self.segment,
+            "snapshot": self.snapshot and astuple(self.snapshot),
+            "written": self.written,
         }
         body = FIRST_LINE + json.dumps(fields, sort_keys=True).encode() + b"\n" + self.lines
         return body + b"head %08x\n" % crc32c(body)
@@ -93,6 +113,9 @@ def parse_head(data: bytes) -> tuple[Head, int]:
             None if previous is None else (previous[0], previous[1]),
             body[match.end() :],
             tuple(fields["origins"]),
+            fields.get("written", UNKNOWN),
+            Snapshot(*fields["snapshot"]) if fields.get("snapshot") else None,
+            fields.get("covered", 0),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise Torn(f"its head is not whole: {error}") from error
@@ -130,16 +153,36 @@ class Journal:
         self._committer = Committer(self._staging.fd, event, segment_limit)
         self._fd = -1
         self._sizes: dict[int, int] = {}  # of the closed segments that are still there
+        self._last: dict[int, int] = {}  # the last change in each of them
+        self.written = 0  # see Head: what the next one is to say
+        self.snapshot: Snapshot | None = None
+        self._base = 0  # what the newest head does not need any more
         self._turned = threading.Condition()
         self._failed: OSError | None = None
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
 
-    def open(self, lines: bytes, next_change: int) -> None:
+    def open(
+        self,
+        effect: bytes,
+        next_change: int,
+        snapshot: Snapshot | None = None,
+        covered: bytes = b"",
+    ) -> None:
         """Make the first segment, with what was replayed as its head (rule C6), and begin to commit.
 
-        Raises OSError; this writer may serve only once this has returned."""
-        head = Head(self._claim.epoch, 0, next_change, None, lines)
+        `effect`: redo lines that package files lack. `snapshot`: one that lacks these and, before them,
+        the lines of `covered`. Raises OSError; this writer may serve only once this has returned."""
+        self.snapshot = snapshot
+        head = Head(
+            self._claim.epoch,
+            0,
+            next_change,
+            None,
+            covered + effect,
+            snapshot=snapshot,
+            covered=len(covered),
+        )
         self._begin(head)
         self._committer.prove()
         self._thread.start()
@@ -203,10 +246,21 @@ class Journal:
         committer = self._committer
         previous = (committer.offset, committer.checksum)
         old = committer.segment
-        self._begin(Head(self._claim.epoch, old + 1, committer.next_change, previous, self._owed()))
+        head = Head(
+            self._claim.epoch,
+            old + 1,
+            committer.next_change,
+            previous,
+            self._owed(),
+            written=self.written,
+            snapshot=self.snapshot,
+        )
+        self._begin(head)
         committer.prove()
         with self._turned:
             self._sizes[old] = previous[0]
+            self._last[old] = head.next_change - 1
+            self._base = head.base
             self._turned.notify_all()
 
     def _fail(self, error: OSError, *, report: bool = True) -> None:
@@ -218,8 +272,8 @@ class Journal:
 
     # --- from the thread that writes package files ------------------------------------------------
 
-    def rotate(self) -> int:
-        """Begin the next segment; its number. All earlier changes are in the segments below it.
+    def rotate(self) -> None:
+        """Begin the next segment, whose head says what is `written` and names the `snapshot`.
 
         Blocks until the commit thread has done it. Raises OSError when that failed."""
         with self._turned:
@@ -232,13 +286,15 @@ class Journal:
                 raise self._failed
             if self._ended:
                 raise OSError(5, "the journal is closed")
-            return self._committer.segment
 
-    def drop_before(self, segment: int) -> None:
-        """Take away this writer's segments below `segment`: their changes are in package files now."""
-        for number in sorted(n for n in list(self._sizes) if n < segment):
+    def drop_covered(self) -> None:
+        """Take away this writer's segments that its newest head does not need any more."""
+        with self._turned:
+            base = self._base
+            numbers = sorted(n for n in self._sizes if self._last[n] <= base)
+        for number in numbers:
             self._drop(self._claim.epoch, number)
-            del self._sizes[number]
+            del self._sizes[number], self._last[number]
 
     def drop_older_epochs(self) -> None:
         """Take away what earlier writers left: journals, proofs, temporary files."""

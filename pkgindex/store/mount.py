@@ -102,15 +102,20 @@ class Mount:
                 17, "a synced removal was undone by the mount", self.path(folder, name)
             )
 
-    def read(self, *parts: str) -> bytes:
-        """A file's bytes, up to the size it has when it is opened: it may grow meanwhile (rule C3)."""
+    @contextmanager
+    def opened(self, *parts: str) -> Iterator[int]:
+        """A descriptor to read a file by."""
         # Without waiting: a pipe of that name would keep it for ever.
         with _opened(self.path(*parts), os.O_RDONLY | os.O_NONBLOCK) as fd:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(22, "not a regular file", self.path(*parts))
+            yield fd
+
+    def read(self, *parts: str) -> bytes:
+        """A file's bytes, up to the size it has when it is opened: it may grow meanwhile (rule C3)."""
+        with self.opened(*parts) as fd:
             chunks = []
-            left = found.st_size
+            left = os.fstat(fd).st_size
             while left and (chunk := os.read(fd, min(left, 1 << 24))):
                 chunks.append(chunk)
                 left -= len(chunk)
@@ -177,7 +182,7 @@ def epoch_name(epoch: int) -> str:
     return f"{epoch:08x}"
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
     """Write everything, over as many calls as the system takes."""
     view = memoryview(data)
     while view:

@@ -13,11 +13,12 @@ from typing import Self
 from pkgindex._core import Graph
 from pkgindex.errors import StoreOwned, StoreUnreachable
 from pkgindex.store import format as store_format
+from pkgindex.store import snapshot
 from pkgindex.store._disk import file_name
 from pkgindex.store.claim import PROOF, Position, epochs, owner_of
 from pkgindex.store.lease import Lease
 from pkgindex.store.mount import Mount, epoch_name
-from pkgindex.store.recovery import Gap, Problem, Progress, load_files, load_journal
+from pkgindex.store.recovery import Gap, Problem, Progress, highest_chain, load_files, load_journal
 
 __all__ = ["Contents", "Offline"]
 
@@ -67,13 +68,31 @@ class Offline:
         graph, problems = contents.graph, contents.problems
         found = load_files(self.mount, self.format, graph, READERS, progress)
         try:
-            load_journal(self.mount, graph, self._proven(), empty=not len(graph) and not found)
+            chain = highest_chain(self.mount)
+            load_journal(
+                self.mount, graph, self._proven(), chain, empty=not len(graph) and not found
+            )
         except Gap as gap:
             path, _, what = str(gap).partition(": ")
             problems.append(Problem(os.path.relpath(path, self.mount.root), what))
         covered = {file_name(package) for package in graph.dirty_packages()} if found else set()
         problems += [p for p in found if os.path.basename(p.path) not in covered]
         return contents
+
+    def read_snapshot(self) -> tuple[Graph | None, Problem | None]:
+        """The index as a start would read it from the snapshot, if there is one; else what is wrong with it.
+
+        Raises OSError, Gap."""
+        chain = highest_chain(self.mount)
+        if not chain or chain[-1].snapshot is None:
+            return None, None
+        graph = Graph(journalled=True)
+        wrong = snapshot.load(self.mount, graph, chain[-1].snapshot)
+        if wrong:
+            path, _, what = wrong.partition(": ")
+            return None, Problem(os.path.relpath(path, self.mount.root), what)
+        load_journal(self.mount, graph, self._proven(), chain, empty=False)
+        return graph, None
 
     def _proven(self) -> dict[int, Position]:
         """How far each journal was acknowledged, as the names of the proofs say."""

@@ -2,8 +2,12 @@
 
 A round: begin a new segment of the journal; set aside the packages whose files lag behind; for a piece
 of them at a time, copy their contents out of the graph, wait until the last change copied is durable,
-write temporary files, sync them, rename, sync the names, look for them; at the end take away the
-segments that the round covers. Many changes of one package between two rounds cost one write.
+write temporary files, sync them, rename, sync the names, look for them; at the end begin another
+segment, whose head says what is written, and take away the segments that nothing needs any more. Many
+changes of one package between two rounds cost one write.
+
+A large index gets a snapshot beside its files (snapshot.py), and a new one whenever the journal that
+has grown since is worth it.
 
 Guarantee: at every moment the journal's segments, replayed over whatever package files are there, give
 the index. A file may be newer than the round's beginning: the later segments say the same again.
@@ -24,6 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pkgindex._core import Graph
+from pkgindex.store import snapshot
 from pkgindex.store._disk import Files, Folders, is_local, sync_file_system
 from pkgindex.store.journal import Journal
 from pkgindex.store.mount import Mount, Staging
@@ -52,6 +57,14 @@ LONGEST_WAIT_SECONDS = 3600.0
 
 WRITERS = {True: 1, False: 8}  # by "is local"
 
+# Below so many packages a start reads their files soon enough.
+SNAPSHOT_PACKAGES = 50_000
+
+# A snapshot is written anew when the journal since the last one has come to this share of its size, or to
+# so many bytes if that is more; and before the journal of --journal-limit is a quarter full.
+SNAPSHOT_SHARE = 0.25
+SNAPSHOT_JOURNAL_BYTES = 16 << 20
+
 
 class WriteBehind:
     """The thread that writes package files."""
@@ -64,8 +77,11 @@ class WriteBehind:
         graph: Graph,
         journal: Journal,
         failed: Callable[[OSError], None],
+        journal_limit: int = 1 << 30,
     ) -> None:
+        self._mount = mount
         self._graph = graph
+        self._journal_limit = journal_limit
         self._journal = journal
         self._staging = staging
         self._failed = failed
@@ -83,6 +99,7 @@ class WriteBehind:
         self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
         self.rounds = 0
         self.files = 0
+        self.snapshots = 0
         self._written: dict[str, float] = {}  # when each large reverse file was written last
         self.last_error: OSError | None = None
 
@@ -135,6 +152,7 @@ class WriteBehind:
         changes = self._graph.changes
         try:
             self._journal.drop_older_epochs()
+            snapshot.forget_others(self._mount, self._staging, self._journal.snapshot)
             while True:
                 with self._wake:
                     self._wake.wait_for(lambda: self._hurry or self._stop_by, INTERVAL_SECONDS)
@@ -161,7 +179,8 @@ class WriteBehind:
 
     def _round(self) -> bool:
         """One round; False if the time to stop came before its end."""
-        segment = self._journal.rotate()
+        self._journal.rotate()
+        change = self._graph.changes
         self._begun = self._graph.take_dirty()
         while True:
             pieces: list[Files] = []
@@ -174,9 +193,7 @@ class WriteBehind:
                     break
                 if not records:
                     continue  # a large reverse file, of which this was a slice
-                # In this order: a seal() between the two makes it wait for too much, never too little.
-                open_bytes = self._graph.redo_bytes
-                rests_on = self._graph.ticket - (0 if open_bytes else 1)
+                rests_on = self._graph.newest
                 folders = self._folders[len(pieces) % len(self._folders)]
                 pieces.append(Files(records, self._staging.fd, folders, not self._local))
                 count += pieces[-1].count
@@ -188,9 +205,30 @@ class WriteBehind:
                 return False
             self.files += count
             self._begun = self._graph.taken
-        self._journal.drop_before(segment)
+        self._journal.written = change
+        self._journal.rotate()
+        self._journal.drop_covered()
         self.rounds += 1
+        if self._wants_snapshot():
+            self._write_snapshot()
         return True
+
+    def _wants_snapshot(self) -> bool:
+        last, size = self._journal.snapshot, self._journal.size
+        if last is None:
+            return len(self._graph) >= SNAPSHOT_PACKAGES
+        worth = max(SNAPSHOT_JOURNAL_BYTES, int(SNAPSHOT_SHARE * last.size))
+        return size > min(worth, self._journal_limit // 4)
+
+    def _write_snapshot(self) -> None:
+        written = snapshot.write(self._mount, self._staging, self._graph, self._durable, self._late)
+        if written is None:
+            return
+        self._journal.snapshot = written
+        self._journal.rotate()
+        self._journal.drop_covered()
+        snapshot.forget_others(self._mount, self._staging, written)
+        self.snapshots += 1
 
     def _release_owed(self) -> None:
         """Let the next round write the large reverse files whose time has come (N2).

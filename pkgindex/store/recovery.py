@@ -1,4 +1,4 @@
-"""Reading the index back: forward files, then the journal over them (rules C3 to C8).
+"""Reading the index back: the snapshot or the forward files, then the journal over them (rules C3 to C8).
 
 Guarantee: what comes out is every change that was ever acknowledged, or an error that names the file
 that stands in the way; nothing is guessed. Reverse files are not read: they are derived (rule N2).
@@ -18,21 +18,32 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pkgindex._core import Graph, crc32c
 from pkgindex.errors import StoreDamaged, StoreUnreachable
+from pkgindex.store import snapshot
 from pkgindex.store._disk import file_name, is_local, read_folder
 from pkgindex.store.claim import GONE, Claim, Position, prove
 from pkgindex.store.format import Format
-from pkgindex.store.journal import Head, Torn, parse_head, replay_lines, segment_name, segments
+from pkgindex.store.journal import (
+    UNKNOWN,
+    Head,
+    Torn,
+    parse_head,
+    replay_lines,
+    segment_name,
+    segments,
+)
 from pkgindex.store.mount import Mount
+from pkgindex.store.snapshot import Snapshot
 
 __all__ = [
     "Gap",
     "Problem",
     "Recovered",
+    "highest_chain",
     "load_files",
     "load_journal",
     "read_shards",
@@ -73,12 +84,32 @@ class Recovered:
     effect: bytes  # redo lines that the package files still lack
     next_change: int
     replayed: int  # bytes of redo lines read from the journal
+    snapshot: Snapshot | None = None  # that was read instead of package files
+    covered: bytes = b""  # redo lines that only the snapshot lacks
+    distrusted: str = ""  # why a snapshot that was there was not read
 
 
-def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None = None) -> Recovered:
+@dataclass
+class Replayed:
+    """What the journal gave."""
+
+    next_change: int = 1
+    size: int = 0  # bytes of redo lines
+    covered: bytes = b""  # those that package files have already
+
+
+def recover(
+    mount: Mount,
+    fmt: Format,
+    claim: Claim,
+    progress: Progress | None = None,
+    *,
+    rebuild: bool = False,
+) -> Recovered:
     """Read the whole index. `progress` is told (folders read, folders in all).
 
-    Raises StoreDamaged, StoreUnreachable, OSError, or Withdrawn when another has claimed meanwhile."""
+    `rebuild`: from the package files, even if there is a snapshot. Raises StoreDamaged, StoreUnreachable,
+    OSError, or Withdrawn when another has claimed meanwhile."""
     # A writer that was killed may have made shards' folders and not synced their names: what its
     # successor puts below them would hang by nothing.
     for kind in ("forward", "reverse"):
@@ -88,7 +119,7 @@ def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None =
     pause = 0.05
     while True:
         try:
-            return _recover_once(mount, fmt, claim.proven, READERS[local], progress)
+            return _recover_once(mount, fmt, claim.proven, READERS[local], progress, rebuild)
         except (Gap, OSError) as error:
             prove(claim)
             what = str(error)
@@ -106,13 +137,23 @@ def recover(mount: Mount, fmt: Format, claim: Claim, progress: Progress | None =
 
 
 def _recover_once(
-    mount: Mount, fmt: Format, proven: dict[int, Position], readers: int, progress: Progress | None
+    mount: Mount,
+    fmt: Format,
+    proven: dict[int, Position],
+    readers: int,
+    progress: Progress | None,
+    rebuild: bool,
 ) -> Recovered:
     graph = Graph(journalled=True)
-    problems = load_files(mount, fmt, graph, readers, progress)
-    next_change, replayed = load_journal(
-        mount, graph, proven, empty=not len(graph) and not problems
-    )
+    chain = highest_chain(mount)
+    base = chain[-1].snapshot if chain and not rebuild else None
+    distrusted = ""
+    if base is not None:
+        distrusted = snapshot.load(mount, graph, base)
+        if distrusted:
+            graph, base = Graph(journalled=True), None
+    problems = load_files(mount, fmt, graph, readers, progress) if base is None else []
+    found = load_journal(mount, graph, proven, chain, empty=not len(graph) and not problems)
     if problems:
         # What a power loss tore in the middle of a round, the journal still covers (and rewrites, C7).
         covered = {file_name(package) for package in graph.dirty_packages()}
@@ -127,8 +168,16 @@ def _recover_once(
         raise Gap(
             f"{mount.path('forward')}: damaged: {package} depends on {dependency}, whose file is missing"
         )
-    graph.continue_at(next_change - 1)
-    return Recovered(graph, graph.effect(), next_change, replayed)
+    graph.continue_at(found.next_change - 1)
+    return Recovered(
+        graph,
+        graph.effect(),
+        found.next_change,
+        found.size,
+        base,
+        found.covered if base is not None else b"",
+        distrusted,
+    )
 
 
 def load_files(
@@ -179,26 +228,32 @@ def read_shards(
 
 
 def load_journal(
-    mount: Mount, graph: Graph, proven: dict[int, Position], *, empty: bool
-) -> tuple[int, int]:
-    """Replay the highest journal that has a whole head (C5); (number of the next change, bytes replayed).
+    mount: Mount, graph: Graph, proven: dict[int, Position], chain: list[Head], *, empty: bool
+) -> Replayed:
+    """Replay the highest journal that has a whole head (C5), which highest_chain() has found.
 
     `proven`: how far each epoch's journal was acknowledged (C3). `empty`: no forward file is there, so
     that no journal need be there either. Raises Gap, OSError."""
-    chain = _highest_chain(mount)
     top = max((epoch for epoch, position in proven.items() if position > (0, 0)), default=0)
-    if top and (not chain or chain[-1][0] < top):
+    if top and (not chain or chain[-1].epoch < top):
         lost = mount.path("journal", segment_name(top, proven[top][0]))
         raise Gap(f"{lost}: missing, or its head is damaged, though it was acknowledged")
     if not chain:
         if not empty:
             journal = mount.path("journal")
             raise Gap(f"{journal}: no segment with a whole head, though there are package files")
-        return 1, 0
-    replayed = 0
+        return Replayed()
+    newest = chain[-1]
+    reached = proven.get(newest.epoch, (0, 0))
+    if chain[0].segment and newest.written != UNKNOWN and chain[0].next_change > newest.base + 1:
+        missing = segment_name(newest.epoch, chain[0].segment - 1)
+        raise Gap(f"{mount.path('journal', missing)}: missing, though not all of it is in files")
+    replayed = Replayed()
+    covered: list[bytes] = []
     before: tuple[int, int] | None = None  # size and checksum of the segment before
     next_change = 0
-    for index, (epoch, number) in enumerate(chain):
+    for index, listed in enumerate(chain):
+        epoch, number = listed.epoch, listed.segment
         name = segment_name(epoch, number)
         path = mount.path("journal", name)
         try:
@@ -209,7 +264,7 @@ def load_journal(
         if (head.epoch, head.segment) != (epoch, number):
             raise Gap(f"{path}: damaged: it is segment {head.segment} of epoch {head.epoch}")
         if index and head.previous != before:
-            damaged = mount.path("journal", segment_name(*chain[index - 1]))
+            damaged = mount.path("journal", segment_name(epoch, number - 1))
             raise Gap(f"{damaged}: damaged: its successor knows it otherwise")
         if index and head.next_change != next_change:
             raise Gap(
@@ -219,39 +274,51 @@ def load_journal(
             data, offset, crc32c(data[:offset]), head.next_change
         )
         before = (end, checksum)
-        if (epoch, number) == (epoch, proven.get(epoch, (0, 0))[0]) and end < proven.get(
-            epoch, (0, 0)
-        )[1]:
-            raise Gap(
-                f"{path}: damaged at byte {end}, though {proven[epoch][1]} bytes were acknowledged"
-            )
+        if number == reached[0] and end < reached[1]:
+            raise Gap(f"{path}: damaged at byte {end}, though {reached[1]} bytes were acknowledged")
+        # What the newest head says is written needs no writing again: only the snapshot lacks it.
+        written = listed is not newest and next_change - 1 <= newest.written
+        covered.append(head.lines[: head.covered])
+        lines = [head.lines[head.covered :], *parts]
         try:
-            for lines in (head.lines, *parts):
-                graph.replay(lines)
-                replayed += len(lines)
+            graph.replay(covered[-1], track=False)
+            for part in lines:
+                graph.replay(part, track=not written)
         except ValueError as error:
             raise Gap(f"{path}: damaged: {error}") from None
-    if chain[-1][1] < proven.get(chain[-1][0], (0, 0))[0]:
-        missing = segment_name(chain[-1][0], proven[chain[-1][0]][0])
+        replayed.size += sum(map(len, (covered[-1], *lines)))
+        if written:
+            covered += lines
+    if newest.segment < reached[0]:
+        missing = segment_name(newest.epoch, reached[0])
         raise Gap(f"{mount.path('journal', missing)}: missing, though it was acknowledged")
-    return next_change, replayed
+    replayed.next_change = next_change
+    replayed.covered = b"".join(covered)
+    return replayed
 
 
-def _highest_chain(mount: Mount) -> list[tuple[int, int]]:
-    """The segments of the highest epoch that has a whole head; [] if none has. Raises Gap."""
+def highest_chain(mount: Mount) -> list[Head]:
+    """The segments of the highest epoch that has a whole head, by their heads; [] if none has.
+
+    Raises Gap, OSError."""
     listed = segments(mount)
     for epoch in sorted({e for e, _ in listed}, reverse=True):
-        chain = [(e, n) for e, n in listed if e == epoch]
-        whole = [one for one in chain if _has_head(mount, segment_name(*one))]
+        numbers = [n for e, n in listed if e == epoch]
+        heads = [_head(mount, segment_name(epoch, number)) for number in numbers]
+        whole = [
+            replace(head, epoch=epoch, segment=number, lines=b"")
+            for number, head in zip(numbers, heads, strict=True)
+            if head is not None
+        ]
         if whole:
-            if whole[0] != chain[0]:
+            if heads[0] is None:
                 # A head is durable before its segment has a name: this is never half a start (W6).
                 raise Gap(
-                    f"{mount.path('journal', segment_name(*chain[0]))}: damaged: no whole head"
+                    f"{mount.path('journal', segment_name(epoch, numbers[0]))}: damaged: no whole head"
                 )
-            for (_, number), (_, following) in pairwise(whole):
-                if following != number + 1:
-                    missing = segment_name(epoch, number + 1)
+            for one, following in pairwise(whole):
+                if following.segment != one.segment + 1:
+                    missing = segment_name(epoch, one.segment + 1)
                     raise Gap(
                         f"{mount.path('journal', missing)}: missing or damaged, though its successor is there"
                     )
@@ -259,12 +326,11 @@ def _highest_chain(mount: Mount) -> list[tuple[int, int]]:
     return []
 
 
-def _has_head(mount: Mount, name: str) -> bool:
+def _head(mount: Mount, name: str) -> Head | None:
     try:
-        parse_head(mount.read("journal", name))
+        return parse_head(mount.read("journal", name))[0]
     except (Torn, FileNotFoundError):
-        return False
-    return True
+        return None
 
 
 def _whole_head(data: bytes, path: str) -> tuple[Head, int]:

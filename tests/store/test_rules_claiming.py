@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -535,7 +536,7 @@ def test_c6_the_new_writers_head_carries_all_that_it_replayed(
     if mutant:
         opened = journaling.Journal.open
         monkeypatch.setattr(
-            journaling.Journal, "open", lambda self, lines, number: opened(self, b"", number)
+            journaling.Journal, "open", lambda self, lines, number, *_: opened(self, b"", number)
         )
     Writer(root).stop()
     # What was merely read may have lived in a page cache alone: it is gone with the old machine.
@@ -560,9 +561,9 @@ def test_c6_older_journals_stay_until_the_new_writers_head_is_published_and_prov
     if mutant:
         opened = journaling.Journal.open
 
-        def early(self: journaling.Journal, lines: bytes, number: int) -> None:
+        def early(self: journaling.Journal, *head: Any) -> None:
             self.drop_older_epochs()
-            opened(self, lines, number)
+            opened(self, *head)
 
         monkeypatch.setattr(journaling.Journal, "open", early)
     with caught(mutant):

@@ -46,7 +46,9 @@ class Writer:
         self.graph = recovered.graph
         self.event = os.eventfd(0, os.EFD_CLOEXEC)
         self.journal = Journal(self.mount, self.claim, self.graph.owed_lines, self.event)
-        self.journal.open(recovered.effect, recovered.next_change)
+        self.journal.open(
+            recovered.effect, recovered.next_change, recovered.snapshot, recovered.covered
+        )
 
     @property
     def epoch(self) -> int:

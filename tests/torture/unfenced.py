@@ -109,7 +109,9 @@ def believes_sizes() -> None:
     """C3: how far the journal was proven is not asked; it ends where the client says it ends."""
     recovery = part("store.recovery")
     load = recovery.load_journal
-    recovery.load_journal = lambda mount, graph, proven, **rest: load(mount, graph, {}, **rest)
+    recovery.load_journal = lambda mount, graph, proven, *rest, **more: load(
+        mount, graph, {}, *rest, **more
+    )
 
 
 def believes_at_once() -> None:
@@ -121,7 +123,7 @@ def carries_nothing() -> None:
     """C6: what was replayed is not carried by the new writer's own journal."""
     journal = part("store.journal:Journal")
     begin = journal.open
-    journal.open = lambda self, lines, next_change: begin(self, b"", next_change)
+    journal.open = lambda self, lines, next_change, *_: begin(self, b"", next_change)
 
 
 def cries_damage() -> None:
