@@ -283,6 +283,32 @@ def test_an_unknown_format_is_refused(root: Path) -> None:
     assert "99" in line
 
 
+@pytest.mark.parametrize("command", [["serve", *ANYWHERE, "--store"], ["check"], ["dump"]])
+def test_a_store_without_its_format_is_damaged_and_its_format_fits_from_any_backup(
+    command: list[str], root: Path
+) -> None:
+    with Server(f"file:{root}") as server:
+        with Wire(server.address) as wire:
+            assert wire.ask(b"INDEX|a|") == b"OK\n"
+        assert server.stop() == 0
+    before = sorted(root.rglob("*"))
+    saved = (root / "FORMAT").rename(root.with_name("saved"))
+    ended = subprocess.run(
+        [sys.executable, "-m", "pkgindex", *command, f"file:{root}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == (4 if command[0] == "serve" else 2)
+    (line,) = ended.stderr.splitlines()
+    assert f"{root}/FORMAT: missing" in line
+    assert "restore it from any backup of this store" in line
+    saved.rename(root / "FORMAT")
+    assert sorted(root.rglob("*")) == before
+    with Server(f"file:{root}") as server, Wire(server.address) as wire:
+        assert wire.ask(b"QUERY|a|") == b"OK\n"
+
+
 @pytest.mark.parametrize("where", ["forward", "journal"])
 def test_a_damaged_file_is_refused_and_named(where: str, root: Path) -> None:
     with Server(f"file:{root}") as server:

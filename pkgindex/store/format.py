@@ -41,14 +41,15 @@ class Format:
 
 
 def read(mount: Mount) -> Format | None:
-    """Read FORMAT; None where there is none.
+    """Read FORMAT; None where there is none, and no store.
 
     Raises UnknownFormat for what another program or a later release wrote, StoreDamaged for a wrong
-    checksum, StoreUnreachable when the system cannot read it."""
+    checksum or where a store has lost it, StoreUnreachable when the system cannot read it."""
     path = mount.path("FORMAT")
     try:
         data = mount.read("FORMAT")
     except FileNotFoundError:
+        _refuse_without(mount)
         return None
     except OSError as error:
         raise StoreUnreachable(f"{path}: cannot read it: {error.strerror}") from None
@@ -70,6 +71,19 @@ def read(mount: Mount) -> Format | None:
             f"{path}: needs a release that knows {', '.join(unknown) or fields['names']}"
         )
     return Format(fields["id"], fields["shards"])
+
+
+def _refuse_without(mount: Mount) -> None:
+    """Raise StoreDamaged for a store whose FORMAT is lost: one that is being made has it first of all."""
+    try:
+        there = mount.names()
+    except OSError:
+        return
+    if "FORMAT" not in there and {"staging", "journal", "forward"}.issubset(there):
+        raise StoreDamaged(
+            f"{mount.path('FORMAT')}: missing, though the rest of a store is there: restore it from any "
+            "backup of this store (it never changes)"
+        )
 
 
 def create(mount: Mount, *, insist: bool) -> Format:

@@ -188,7 +188,7 @@ class Judge:
 def names(line: str, path: Path) -> bool:
     """Whether a line names the file, or the package whose file is missing."""
     if path.name == "FORMAT":
-        return "FORMAT" in line or "not a pkgindex store" in line
+        return "FORMAT" in line
     missing = re.search(r"depends on (\S+), whose file is missing", line)
     return f"{path.parent.name}/{path.name}" in line or (
         missing is not None and file_name(missing[1]) == path.name
