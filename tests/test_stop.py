@@ -319,7 +319,7 @@ def test_a_damaged_file_is_refused_and_named(where: str, root: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x01
     path.write_bytes(data)
-    code, line = refused("--store", f"file:{root}", *ANYWHERE)
+    code, line = refused("--store", f"file:{root}", "--rebuild", *ANYWHERE)
     assert code == 4
     assert str(path) in line
 

@@ -6,8 +6,8 @@ write temporary files, sync them, rename, sync the names, look for them; at the 
 segment, whose head says what is written, and take away the segments that nothing needs any more. Many
 changes of one package between two rounds cost one write.
 
-A large index gets a snapshot beside its files (snapshot.py), and a new one whenever the journal that
-has grown since is worth it.
+Beside the files lies a snapshot (snapshot.py), written anew whenever the journal that has grown since
+the last one is worth it.
 
 Guarantee: at every moment the journal's segments, replayed over whatever package files are there, give
 the index. A file may be newer than the round's beginning: the later segments say the same again.
@@ -32,6 +32,7 @@ from pkgindex.store import snapshot
 from pkgindex.store._disk import Files, Folders, is_local, sync_file_system
 from pkgindex.store.journal import Journal
 from pkgindex.store.mount import Mount, Staging
+from pkgindex.store.snapshot import Snapshot
 
 __all__ = ["WriteBehind", "write_all_files"]
 
@@ -57,13 +58,10 @@ LONGEST_WAIT_SECONDS = 3600.0
 
 WRITERS = {True: 1, False: 8}  # by "is local"
 
-# Below so many packages a start reads their files soon enough.
-SNAPSHOT_PACKAGES = 50_000
-
 # A snapshot is written anew when the journal since the last one has come to this share of its size, or to
 # so many bytes if that is more; and before the journal of --journal-limit is a quarter full.
 SNAPSHOT_SHARE = 0.25
-SNAPSHOT_JOURNAL_BYTES = 16 << 20
+SNAPSHOT_JOURNAL_BYTES = 1 << 20
 
 
 class WriteBehind:
@@ -206,29 +204,25 @@ class WriteBehind:
             self.files += count
             self._begun = self._graph.taken
         self._journal.written = change
+        written = self._written_snapshot()
+        if written is not None:
+            self._journal.snapshot = written
         self._journal.rotate()
         self._journal.drop_covered()
+        if written is not None:
+            snapshot.forget_others(self._mount, self._staging, written)
+            self.snapshots += 1
         self.rounds += 1
-        if self._wants_snapshot():
-            self._write_snapshot()
         return True
 
-    def _wants_snapshot(self) -> bool:
-        last, size = self._journal.snapshot, self._journal.size
-        if last is None:
-            return len(self._graph) >= SNAPSHOT_PACKAGES
-        worth = max(SNAPSHOT_JOURNAL_BYTES, int(SNAPSHOT_SHARE * last.size))
-        return size > min(worth, self._journal_limit // 4)
-
-    def _write_snapshot(self) -> None:
-        written = snapshot.write(self._mount, self._staging, self._graph, self._durable, self._late)
-        if written is None:
-            return
-        self._journal.snapshot = written
-        self._journal.rotate()
-        self._journal.drop_covered()
-        snapshot.forget_others(self._mount, self._staging, written)
-        self.snapshots += 1
+    def _written_snapshot(self) -> Snapshot | None:
+        """A new snapshot, if one is due and there is time for it."""
+        last = self._journal.snapshot
+        if last is not None:
+            worth = max(SNAPSHOT_JOURNAL_BYTES, int(SNAPSHOT_SHARE * last.size))
+            if self._journal.size <= min(worth, self._journal_limit // 4):
+                return None
+        return snapshot.write(self._mount, self._staging, self._graph, self._durable, self._late)
 
     def _release_owed(self) -> None:
         """Let the next round write the large reverse files whose time has come (N2).

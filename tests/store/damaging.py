@@ -31,11 +31,11 @@ class Damaged:
     mine: Claim
     right: list[Index]  # without and with the last batch, which was written and never proven
 
-    def read(self) -> Index | str:
+    def read(self, *, rebuild: bool = False) -> Index | str:
         """The index that a new writer would serve, or the line that refuses it."""
         try:
             found = store_format.read(self.mount) or store_format.create(self.mount, insist=False)
-            return index_of(recover(self.mount, found, self.mine).graph)
+            return index_of(recover(self.mount, found, self.mine, rebuild=rebuild).graph)
         except PkgindexError as error:
             return str(error)
 

@@ -480,6 +480,7 @@ def test_c4_a_package_file_that_is_listed_and_not_found_means_list_again(
     with Writer(root) as old:
         old.ask("INDEX|a|", "INDEX|b|a")
         old.write_files()
+    (root / "snapshot" / f"{2:016x}").unlink()
     if mutant:
         monkeypatch.setattr(recovery, "PATIENCE_SECONDS", 0)
     read_folder = recovery.read_folder

@@ -20,12 +20,6 @@ from tests.store.test_rules_claiming import caught, mutants
 from tests.store.writer import Writer, index_of, recovered_index
 
 
-@pytest.fixture(autouse=True)
-def small_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot of any index, and a new one only when a test lets it be due."""
-    monkeypatch.setattr(packages, "SNAPSHOT_PACKAGES", 1)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "index"
@@ -171,7 +165,8 @@ def test_w5_a_snapshot_is_published_only_when_all_that_was_copied_is_durable(
             monkeypatch.setattr(behind, "_durable", lambda ticket: True)
         behind.stop(math.inf)
         monkeypatch.setattr(behind, "_late", lambda: True)  # it does not wait for ever
-        behind._write_snapshot()
+        monkeypatch.setattr(packages, "SNAPSHOT_JOURNAL_BYTES", 1)
+        behind._written_snapshot()
         with caught(mutant):
             assert snapshots(root) == [f"{1:016x}"]
 
@@ -198,9 +193,10 @@ def test_w6_the_journal_keeps_what_the_snapshot_lacks_until_a_durable_head_names
             raise Died
 
         behind = writer.write_behind()
+        writer.journal.snapshot = behind._written_snapshot()
         monkeypatch.setattr(writer.journal, "rotate", die)
         with pytest.raises(Died):
-            behind._write_snapshot()
+            writer.journal.rotate()
     without_files(root)
     with caught(mutant):
         assert recovered_index(root) == expected
@@ -211,7 +207,8 @@ def test_w6_the_journal_keeps_what_the_snapshot_lacks_until_a_durable_head_names
 def test_w6_a_first_segment_that_is_missing_and_needed_is_damage(
     root: Path, mutant: str, snapshot: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packages, "SNAPSHOT_PACKAGES", 1 if snapshot else math.inf)
+    if not snapshot:
+        monkeypatch.setattr(packages.WriteBehind, "_written_snapshot", lambda _: None)
     with Writer(root) as writer:
         writer.ask("INDEX|z|")
         writer.write_files()
