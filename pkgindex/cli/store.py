@@ -38,6 +38,12 @@ def opened(store: str) -> Iterator[tuple["Offline", Callable[[str], "Progress"]]
             raise ConfigError(f"{store}: only a file: store has files to read")
         path = path_of(store.removeprefix("file:")) if scheme else store
         with bar() as progress, Offline(path) as offline:
+            if not offline.is_guarded:
+                click.echo(
+                    f"pkgindex: {offline.mount.root}: no lock guards what is read here: if a server writes "
+                    "it from elsewhere, what follows mixes two moments",
+                    err=True,
+                )
             yield offline, progress
     except PkgindexError as error:
         error.exit_code = TROUBLE

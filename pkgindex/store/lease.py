@@ -5,6 +5,9 @@ no promise rests on it, for a GlusterFS brick's restart takes the lock away with
 NFSv3 machine's never expires. The fence of claim.py is what keeps the store safe.
 
 LOCK is opened once in a process: closing any descriptor of a file drops all its POSIX locks.
+
+Who only reads a store that may not be written shares the lock with others who do: it needs no right to
+write LOCK, a writer's still excludes it, and it a writer's.
 """
 
 import errno
@@ -17,18 +20,33 @@ from pkgindex.store.mount import FILE_MODE, Mount
 
 __all__ = ["Lease"]
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class Lease:
     """The LOCK file, open."""
 
-    def __init__(self, mount: Mount) -> None:
+    def __init__(self, mount: Mount, *, for_reading: bool = False) -> None:
+        """`for_reading`: where LOCK may not be written, do without; where it is not there, too.
+
+        Raises StoreUnreachable."""
         self.path = mount.path("LOCK")
+        self.is_shared = False
         try:
-            self._fd = os.open(
-                self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE
-            )
+            self._fd = self._open(os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise StoreUnreachable(f"{self.path}: cannot open it: {error.strerror}") from None
+            if not for_reading or error.errno not in READ_ONLY:
+                raise StoreUnreachable(f"{self.path}: cannot open it: {error.strerror}") from None
+            self.is_shared = True
+            try:
+                self._fd = self._open(os.O_RDONLY)
+            except FileNotFoundError:
+                self._fd = -1
+            except OSError as error:
+                raise StoreUnreachable(f"{self.path}: cannot read it: {error.strerror}") from None
+
+    def _open(self, flags: int) -> int:
+        return os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
     def __enter__(self) -> Self:
         return self
@@ -46,9 +64,12 @@ class Lease:
     def hold(self, epoch: int) -> bool:
         """Take the byte of `epoch`; False if a living process holds it.
 
-        Raises StoreUnreachable on a mount that has no locks."""
+        Raises StoreUnreachable on a mount that has no locks, or no LOCK."""
+        if self._fd < 0:
+            raise StoreUnreachable(f"{self.path}: missing, and it cannot be made here")
+        kind = fcntl.LOCK_SH if self.is_shared else fcntl.LOCK_EX
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, epoch)
+            fcntl.lockf(self._fd, kind | fcntl.LOCK_NB, 1, epoch)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False

@@ -3,7 +3,9 @@
     with Offline(path) as store:
         contents = store.read()
 
-While it is open it holds the last writer's byte of LOCK, so that no server starts meanwhile.
+While it is open it holds the last writer's byte of LOCK, so that no server starts meanwhile. A store that
+may not be written (a snapshot, a read-only mount) is read too: then the byte is shared with other readers.
+Where a read-only store gives no lock at all, a server may be writing it from elsewhere: see is_guarded.
 """
 
 import os
@@ -43,9 +45,17 @@ class Offline:
         if fmt is None:
             raise StoreUnreachable(f"{self.mount.root}: no pkgindex store (it has no FORMAT)")
         self.format = fmt
-        self._lease = Lease(self.mount)
+        self._lease = Lease(self.mount, for_reading=True)
+        self.is_guarded = True  # no server can change it meanwhile
         for epoch in epochs(self.mount):
-            if not self._lease.hold(epoch):
+            try:
+                held = self._lease.hold(epoch)
+            except StoreUnreachable:
+                if not self._lease.is_shared:
+                    raise
+                self.is_guarded = False
+                break
+            if not held:
                 self._lease.close()
                 owner = owner_of(self.mount, epoch)
                 raise StoreOwned(
