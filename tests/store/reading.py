@@ -51,6 +51,24 @@ def reversed_index(index: Index) -> Index:
     return {package: frozenset(dependents) for package, dependents in found.items()}
 
 
+def nothing_is_behind(root: Path) -> bool:
+    """Whether a round is wholly over, and all written: the newest segment says so, and has no change."""
+    newest = max((root / "journal").iterdir(), key=lambda path: path.name, default=None)
+    if newest is None or any(is_temporary(p.name) for p in (root / "staging").glob("*/*")):
+        return False
+    data = newest.read_bytes()
+    head = head_of(data)
+    if head is None:
+        return False
+    fields, _, end = head
+    return end == len(data) and fields["written"] == int(str(fields["next"])) - 1
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file in staging is on its way: part of a round, a segment or a snapshot."""
+    return bool(re.fullmatch(r"t\d+|segment|segment-gone|snapshot|snapshot-gone", name))
+
+
 def read_index(root: Path) -> Index:
     """Read the forward files, as far as they are whole, and the highest journal over them."""
     index: Index = {}

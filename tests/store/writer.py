@@ -38,11 +38,13 @@ def made(mount: Mount) -> store_format.Format:
 class Writer:
     """One reign: claimed, recovered and ready when it is made."""
 
-    def __init__(self, root: Path | Mount, mine: Claim | None = None) -> None:
+    def __init__(
+        self, root: Path | Mount, mine: Claim | None = None, *, rebuild: bool = False
+    ) -> None:
         self.mount = root if isinstance(root, Mount) else Mount(str(root))
         self.format = made(self.mount)
         self.claim = mine or claim(self.mount, None)
-        recovered = recover(self.mount, self.format, self.claim)
+        recovered = recover(self.mount, self.format, self.claim, rebuild=rebuild)
         self.graph = recovered.graph
         self.event = os.eventfd(0, os.EFD_CLOEXEC)
         self.journal = Journal(self.mount, self.claim, self.graph.owed_lines, self.event)

@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.servers import Server, ServerFailed
-from tests.store.reading import read_files, read_index, reversed_index
+from tests.store.reading import is_temporary, read_files, read_index, reversed_index
 from tests.torture.campaign import Campaign, Run
 from tests.torture.clients import Crowd
 from tests.torture.history import Call, History
@@ -165,7 +165,7 @@ class World:
             await asyncio.sleep(self.random.uniform(0, LONGEST_STOP))
         elif kind == "rounds":
             deadline = time.monotonic() + LONGEST_WAIT
-            while self.segments() < 2 and time.monotonic() < deadline:  # noqa: ASYNC110
+            while not self.is_in_a_round() and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.0005)
             await asyncio.sleep(self.random.uniform(0, LONGEST_ROUND))
         if server.exit_code is not None and kind != "stopping":
@@ -215,12 +215,15 @@ class World:
             return "kills after it had stopped"
         if server.events("stopping"):
             return "kills while it stopped"
-        return "kills with a round under way" if self.segments() > 1 else "kills while it served"
+        return "kills with a round under way" if self.is_in_a_round() else "kills while it served"
 
-    def segments(self) -> int:
-        """How many segments the journal of the highest epoch has: two while a round is under way."""
-        epoch = f"{self.claimed():08x}-"
-        return sum(path.name.startswith(epoch) for path in (self.root / "journal").iterdir())
+    def is_in_a_round(self) -> bool:
+        """Whether files of the highest epoch are on their way."""
+        staging = self.root / "staging" / f"{self.claimed():08x}"
+        try:
+            return any(is_temporary(path.name) for path in staging.iterdir())
+        except FileNotFoundError:
+            return False
 
     def look_at_log(self, server: Server) -> None:
         """No server has anything to say of itself that is not one line."""

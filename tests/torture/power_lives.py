@@ -127,10 +127,9 @@ def states_after(index: dict[str, list[str]]) -> list[str]:
 def main() -> None:
     """Live on each folder; one JSON line for each."""
     *options, folder, count = sys.argv[1:]
-    if "--careful" in options:
-        from tests.torture.power_story import CAREFUL
+    from tests.torture.power_story import CAREFUL, EAGER
 
-        exec(CAREFUL, {})
+    exec(EAGER + (CAREFUL if "--careful" in options else ""), {})
     say = os.open(SAYING, os.O_WRONLY)
     for number in range(int(count)):
         os.write(say, b"begins")

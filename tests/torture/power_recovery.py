@@ -105,14 +105,16 @@ def canonical(index: dict[str, Iterable[str]]) -> str:
 
 
 def recover(root: Path, *, to_the_end: bool) -> Outcome:
-    """Recover as the next writer does, twice, with what may be asked of any recovered store."""
+    """Recover as the next writer does, with what may be asked of any recovered store.
+
+    Going on to the end, also a second time, from the package files alone."""
     try:
         with Writer(root) as writer:
             found = _index(writer.graph)
         if to_the_end:
-            with Writer(root) as writer:
+            with Writer(root, rebuild=True) as writer:
                 if _index(writer.graph) != found:
-                    return Outcome(found, "a second recovery gives another index")
+                    return Outcome(found, "the package files give another index than the snapshot")
                 if writer.ask(f"INDEX|{AFTERWARDS}|") != ["OK"]:
                     return Outcome(found, "the next change is not accepted")
                 writer.write_files()

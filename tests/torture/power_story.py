@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tests.reference import Model
 from tests.servers import Server, ServerFailed, Wire
+from tests.store.reading import nothing_is_behind
 from tests.torture.crash_states import Disk, Layout
 from tests.torture.operations import Heard, Operation, Recorded, Recording, Told, layout_of
 from tests.torture.power_recovery import STORE, canonical
@@ -36,6 +37,13 @@ PATIENCE = 30.0
 CAREFUL = """
 import pkgindex.store.packages, pkgindex.store.recovery
 pkgindex.store.packages.is_local = pkgindex.store.recovery.is_local = lambda fd: False
+"""
+
+
+#: A snapshot in each round, and so the journal cut in each, which otherwise only a long one is.
+EAGER = """
+import pkgindex.store.packages
+pkgindex.store.packages.SNAPSHOT_JOURNAL_BYTES = 1
 """
 
 
@@ -111,13 +119,15 @@ class _Teller:
         self.states.append(canonical(index))
 
     @contextmanager
-    def life(self, *options: str, inject: tuple[str, ...] = ()) -> Iterator[Recorded]:
+    def life(
+        self, *options: str, inject: tuple[str, ...] = (), eager: bool = True
+    ) -> Iterator[Recorded]:
         """One life of the server; it is added to the recording once it has ended."""
         self.lives += 1
         trace = self.folder / f"trace-{self.lives}"
         server = Recorded(
-            f"file:{self.store}", trace, *options, mutation=CAREFUL if self.careful else "",
-            inject=inject,
+            f"file:{self.store}", trace, *options, inject=inject,
+            mutation=(EAGER if eager else "") + (CAREFUL if self.careful else ""),
         )  # fmt: skip
         try:
             yield server
@@ -160,9 +170,8 @@ class _Teller:
             time.sleep(0.002)
 
     def wait_for_a_round(self) -> None:
-        """Wait until the segments that are there now are gone: a round has covered them."""
-        before = self.segments()
-        self.wait_for("the end of a round", lambda: not before & self.segments())
+        """Wait until a round has written all that was changed."""
+        self.wait_for("the end of a round", lambda: nothing_is_behind(self.store))
 
 
 def tell(folder: Path, *, careful: bool) -> Story:
