@@ -244,15 +244,34 @@ cdef void names_drop(Names *names, uint32_t handle) noexcept nogil:
     arena_free(&names.nodes, handle, node_units(node.len))
 
 
+cdef inline uint32_t block_units(Names *names, uint32_t handle, bint *freed) noexcept nogil:
+    """The units of a node's block, and whether it was freed: its header tells still."""
+    cdef Node *node = node_at(names, handle)
+    cdef bint hidden = ASAN and is_poisoned(node)
+    cdef uint32_t units
+    if hidden:
+        unpoison(node, NODE_HEADER)
+    units = node_units(node.len)
+    freed[0] = node.flags & FREED
+    if hidden:
+        poison(node, NODE_HEADER)
+    return units
+
+
 cdef inline uint32_t names_next(Names *names, uint32_t handle) noexcept nogil:
     """The node behind this one in memory (0: the first of all); 0 when there is none.
 
     Blocks never move and keep their size, so a walk that is broken off and taken up again, whatever has
     come and gone meanwhile, meets every node that was there all the time."""
-    handle = handle + node_units(node_at(names, handle).len) if handle else 1
-    while handle < names.nodes.top and node_at(names, handle).flags & FREED:
-        handle += node_units(node_at(names, handle).len)
-    return handle if handle < names.nodes.top else 0
+    cdef uint32_t units
+    cdef bint freed
+    handle = handle + block_units(names, handle, &freed) if handle else 1
+    while handle < names.nodes.top:
+        units = block_units(names, handle, &freed)
+        if not freed:
+            return handle
+        handle += units
+    return 0
 
 
 cdef size_t names_mapped(Names *names) noexcept nogil:

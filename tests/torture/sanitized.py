@@ -37,6 +37,9 @@ SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "pkgindex")
 PLANTED = {
     "overrun": "heap-buffer-overflow",
     "use_after_free": "heap-use-after-free",
+    "overrun_block": "use-after-poison",
+    "use_freed_block": "use-after-poison",
+    "overrun_reserved": "use-after-poison",
     "overshift": "runtime error: shift exponent",
     "leak": "LeakSanitizer: detected memory leaks",
 }
@@ -53,6 +56,35 @@ def use_after_free(bytearray data):
     cdef volatile unsigned char *p = <unsigned char *>planted_malloc(len(data))
     planted_free(<void *>p)
     p[0] = 1
+
+cdef planted_block(bint freed, size_t offset):
+    # 65 units come from a class of 72: what is behind them is nobody's, too.
+    cdef Arena arena
+    cdef uint32_t handle
+    cdef volatile char *p
+    memset(&arena, 0, sizeof(arena))
+    arena.unit = 8
+    arena_alloc(&arena, 3)
+    handle = arena_alloc(&arena, 65)
+    arena_alloc(&arena, 3)
+    if freed:
+        arena_free(&arena, handle, 65)
+    p = arena.base + handle * arena.unit
+    p[offset] = 1
+
+def overrun_block(bytearray data):
+    planted_block(False, 65 * 8)
+
+def use_freed_block(bytearray data):
+    planted_block(True, 100)
+
+def overrun_reserved(bytearray data):
+    cdef Bytes buffer
+    cdef volatile char *p
+    memset(&buffer, 0, sizeof(buffer))
+    bytes_reserve(&buffer, 10)
+    p = buffer.data
+    p[10] = 1
 
 def overshift(bytearray data):
     cdef volatile int shift = 32 + len(data)
