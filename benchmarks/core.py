@@ -10,6 +10,7 @@ answers is none. With --json FILE the figures are kept, with --plot FILE the cur
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import machine
 
 from pkgindex._core import Batch, Graph
 
@@ -94,18 +97,20 @@ def chosen(size: int, form: str) -> list[bytes]:
 
 def figures(size: int, *, journalled: bool = False) -> dict[str, float]:
     """Nanoseconds a message of each kind, in an index of `size` packages."""
+    before = machine.resident_bytes(os.getpid())
     core = Core(journalled=journalled)
     found = {"index, 5 dependencies": core.run(table(size))}
     found["bytes a package"] = core.graph.stats()["bytes"] / size
+    found["bytes a package, resident"] = (machine.resident_bytes(os.getpid()) - before) / size
     found["query, hit, random order"] = core.run(chosen(size, "QUERY|package-{}|\n"))
     found["query, miss"] = core.run(chosen(size, "QUERY|absent-{}|\n"), FAIL)
     found["index, nothing to do"] = core.run(f"INDEX|package-{i}|\n".encode() for i in [0] * SAMPLE)
     found["remove, refused"] = core.run([b"REMOVE|package-0|\n"] * SAMPLE, FAIL)
     few = SAMPLE // 4
     found["index, new, bare"] = core.run(f"INDEX|new-{i}|\n".encode() for i in range(few))
-    change = (
-        f"INDEX|new-{i}|package-{i % size},package-{(i + 7) % size}\n".encode() for i in range(few)
-    )
+    draw = random.Random(SEED + 2)
+    pairs = [(draw.randrange(size), draw.randrange(size)) for _ in range(few)]
+    change = (f"INDEX|new-{i}|package-{a},package-{b}\n".encode() for i, (a, b) in enumerate(pairs))
     found["index, 2 dependencies gained"] = core.run(change)
     found["index, 2 dependencies lost"] = core.run(f"INDEX|new-{i}|\n".encode() for i in range(few))
     found["remove"] = core.run(f"REMOVE|new-{i}|\n".encode() for i in range(few))
@@ -258,10 +263,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="up to ten million packages")
+    parser.add_argument(
+        "--growth", type=int, metavar="SIZE", help="an index of this size only, as JSON"
+    )
     parser.add_argument("--table", type=Path, help="a real table, for its memory")
     parser.add_argument("--json", type=Path, help="keep the figures here")
     parser.add_argument("--plot", type=Path, help="draw the curves here")
     options = parser.parse_args()
+    if options.growth:
+        print(json.dumps(figures(options.growth)))
+        return 0
     sizes = [10_000, 100_000, 1_000_000] + [10_000_000] * options.full
     results = [
         curve("packages in the index: ns a message", figures, sizes),

@@ -9,7 +9,10 @@
  * cycled, each connection beginning at another place, with --random in an order drawn once; or a
  * template, escaped too, in which
  *     %c  is the connection's number, 4 digits       %d  this connection's next number, 8 digits
- *     %r  a random number below --range, 6 digits
+ *     %r  a random number below --range, 6 digits    %m  as %d, modulo --modulo
+ * With --other a stream has a second template: for each --every'th message of a connection, or with
+ * --turns for --modulo messages after as many of the first, and so on. Which of the two a message was
+ * follows from its number alone, so that a check afterwards knows what each reply answered.
  * Numbers have a fixed width so that protocols with lengths in front can be written as templates.
  * Messages of a file go out as they lie in memory: nothing is copied or made per message.
  *
@@ -78,9 +81,9 @@ struct connection {
 
 struct stream {
     const char *file;
-    char *template;
-    bool escaped, random, once;
-    uint64_t count, depth, range;
+    char *template, *other;
+    bool escaped, random, once, turns;
+    uint64_t count, depth, range, modulo, every;
     double rate;
     struct reply { uint64_t word, mask; size_t size; } ok, fail;
 
@@ -231,14 +234,17 @@ static char *put_number(char *p, uint64_t value, int digits)
     return p + digits;
 }
 
-/* One message of the template at p; its end. */
+/* One message of a template at p; its end. */
 static char *make_message(const struct stream *s, const struct connection *c, char *p)
 {
-    for (const char *t = s->template; *t; t++) {
+    bool other = s->other && (s->turns ? c->sent / s->modulo % 2 : c->sent % s->every == s->every - 1);
+    for (const char *t = other ? s->other : s->template; *t; t++) {
         if (*t == '%' && t[1] == 'c')
             t++, p = put_number(p, c->number, 4);
         else if (*t == '%' && t[1] == 'd')
             t++, p = put_number(p, c->sent, 8);
+        else if (*t == '%' && t[1] == 'm')
+            t++, p = put_number(p, c->sent % s->modulo, 8);
         else if (*t == '%' && t[1] == 'r')
             t++, p = put_number(p, draw() % s->range, 6);
         else
@@ -434,8 +440,12 @@ static void open_stream(struct stream *s)
         if (s->once)
             s->count = s->messages;
     } else {
-        s->template[unescape(s->template, strlen(s->template))] = '\0';
-        s->template_size = strlen(s->template) * 4 + 1;  /* "%d" becomes 8 digits */
+        char *both[] = {s->template, s->other};
+        for (int i = 0; i < 2 && both[i]; i++) {
+            both[i][unescape(both[i], strlen(both[i]))] = '\0';
+            size_t most = strlen(both[i]) * 4 + 1;  /* "%d" becomes 8 digits */
+            s->template_size = most > s->template_size ? most : s->template_size;
+        }
     }
     s->connections = room(s->width, sizeof *s->connections);
     for (uint64_t i = 0; i < s->width; i++) {
@@ -553,6 +563,8 @@ static void begin_stream(struct stream *s)
 {
     s->width = s->depth = 1;
     s->range = 1000000;
+    s->modulo = 1;
+    s->every = 2;
     char replies[] = "OK\n,FAIL\n";
     parse_replies(s, replies);
 }
@@ -567,16 +579,20 @@ int main(int count, char **words)
         if (strcmp(o, "--escaped") == 0) s->escaped = true;
         else if (strcmp(o, "--random") == 0) s->random = true;
         else if (strcmp(o, "--once") == 0) s->once = true;
+        else if (strcmp(o, "--turns") == 0) s->turns = true;
         else if (strcmp(o, "--until-killed") == 0) until_killed = true;
         else if (strcmp(o, "--acked") == 0) want_acked = true;
         else if (strcmp(o, "--stream") == 0 && nstreams < STREAMS) begin_stream(s = &streams[nstreams++]);
         else if (i++, strcmp(o, "--connect") == 0) parse_address(v);
         else if (strcmp(o, "--file") == 0) s->file = v;
         else if (strcmp(o, "--template") == 0) s->template = v;
+        else if (strcmp(o, "--other") == 0) s->other = v;
         else if (strcmp(o, "--replies") == 0) parse_replies(s, v);
         else if (strcmp(o, "--connections") == 0) s->width = (uint64_t)number(o, v, 1);
         else if (strcmp(o, "--depth") == 0) s->depth = (uint64_t)number(o, v, 1);
         else if (strcmp(o, "--range") == 0) s->range = (uint64_t)number(o, v, 1);
+        else if (strcmp(o, "--modulo") == 0) s->modulo = (uint64_t)number(o, v, 1);
+        else if (strcmp(o, "--every") == 0) s->every = (uint64_t)number(o, v, 1);
         else if (strcmp(o, "--count") == 0) s->count = (uint64_t)number(o, v, 1);
         else if (strcmp(o, "--rate") == 0) s->rate = number(o, v, 1);
         else if (strcmp(o, "--seconds") == 0) seconds = number(o, v, 0.01);

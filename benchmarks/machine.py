@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -11,6 +12,7 @@ BUILD = HERE.parent / "build" / "bench"
 
 SERVER_CPU = 0
 GENERATOR_CPU = 1
+ALL_CPUS = f"0-{(os.cpu_count() or 1) - 1}"
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -35,8 +37,8 @@ def compiled(source: str, *flags: str) -> Path:
     return program
 
 
-def pinned(cpu: int, *command: str | Path) -> list[str]:
-    """A command that runs on one CPU, its threads and children too."""
+def pinned(cpu: int | str, *command: str | Path) -> list[str]:
+    """A command that runs on one CPU, or on a range of them, its threads and children too."""
     return ["taskset", "-c", str(cpu), *map(str, command)]
 
 
@@ -46,7 +48,16 @@ def _status(pid: str) -> tuple[int, float] | None:
         fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS
+    return int(fields[1]), _ran(pid) or (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _ran(pid: str) -> float:
+    """CPU seconds of a process's threads that live, to the nanosecond; 0 if the kernel does not tell."""
+    seconds = 0.0
+    for path in Path("/proc", pid, "task").glob("*/schedstat"):
+        with suppress(OSError):
+            seconds += int(path.read_text().split()[0]) / 1e9
+    return seconds
 
 
 def family(pid: int) -> dict[int, float]:

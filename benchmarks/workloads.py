@@ -1,28 +1,32 @@
-"""What is measured: the workloads, the targets, and one run of one workload on one server.
+"""What is measured on the wire: the workloads, in groups, and the messages that each of them sends.
 
-Every run is checked: the answers are those that the rules give, and after a durable run the server is
-killed with SIGKILL in the middle of its work, started again, and asked for every acknowledged change.
+How one is run and checked stands in runs.py; what they are measured for, in targets.py.
 """
 
 # ruff: noqa: RUF001
-import json
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from itertools import islice
 
-import machine
-from servers import BenchError, InProcess, Result, Server
-from tables import name_of, synthetic, without_effect
+import tables
+from servers import Server
 
 BASE = 30_000  # packages that are there before a run
-WARMUP = 0.3  # seconds
-QUERIES = ("pkgindex", "c-epoll", "uvloop", "redis", "memcached", "postgres")
-CHANGES = ("pkgindex", "c-epoll", "uvloop", "redis", "postgres")
+DRAWN = 500_000  # messages of a run whose packages are drawn by popularity
+TEN_MILLION = 10_000_000
+
+EVERY = 10  # one message in so many of a mixed load is a change
+TURN = 200  # packages of a connection that go, and then come again
+RING = 64  # dependencies of which a connection's package has one after the other
 
 NEW = "p-%c-%d"  # names that load.c makes: connection and number
+AGAIN = "p-%c-%m"  # connection and number within a turn or a ring
+
+LIMITS = ("c-epoll", "uvloop")
+QUERIES = ("pkgindex", *LIMITS, "redis", "memcached", "postgres")
+CHANGES = ("pkgindex", *LIMITS, "redis", "postgres")
+STORES = ("pkgindex", "redis")
+CACHES = ("pkgindex-memory", "redis", "memcached")
 
 
 @dataclass(frozen=True)
@@ -31,294 +35,227 @@ class Workload:
 
     name: str
     title: str
-    kind: str  # hits, misses, no-effect, new, new-with-dependencies
+    group: str
+    kind: str  # hits, misses, zipf, no-effect, new, new-with-dependencies, mixed, reindex, remove, table
     connections: int
     depth: int
     peers: tuple[str, ...]
     size: int = BASE
+    table: str = ""  # a real table instead of a synthetic one of `size`
     rate: float = 0  # messages a second if not as many as possible: the open loop
     beside: float = 0  # durable INDEX a second, of other clients, meanwhile
+    rounds: int = 0  # at most; 0: as many as the bench does
+    mount: bool = False  # on a GlusterFS mount
 
     @property
     def durable(self) -> bool:
         """Whether it makes changes that must survive."""
-        return self.kind.startswith("new")
+        return self.kind not in ("hits", "misses", "zipf", "no-effect")
+
+    def needs(self) -> tables.Table:
+        """What is indexed before a run. Raises tables.Absent."""
+        if self.kind in ("new", "table"):
+            return tables.Rows([])
+        if self.kind == "remove":
+            pairs = ((c, i) for c in range(self.connections) for i in range(TURN))
+            return tables.Rows([(f"p-{c:04d}-{i:08d}", []) for c, i in pairs])
+        if self.kind == "reindex":
+            pairs = ((c, i) for c in range(self.connections) for i in range(RING))
+            return tables.Rows([(f"p-{c:04d}-{i:08d}", []) for c, i in pairs])
+        return tables.named(self.table, self.size)
 
 
-WORKLOADS = (
-    Workload(
-        "query-1", "QUERY, 1 connection, depth 1", "hits", 1, 1, (*QUERIES, "sqlite", "files")
-    ),
-    Workload("query-100", "QUERY, 100 connections, depth 1", "hits", 100, 1, (*QUERIES, "files")),
-    Workload(
-        "query-deep",
-        "QUERY hits, 16 connections × 2,000 deep",
-        "hits",
-        16,
-        2000,
-        ("pkgindex", "pkgindex-memory", "c-epoll", "uvloop", "redis", "memcached", "files"),
-    ),
-    Workload(
-        "query-deep-misses",
-        "QUERY misses, 16 connections × 2,000 deep",
-        "misses",
-        16,
-        2000,
-        ("pkgindex", "redis", "memcached"),
-    ),
-    Workload(
-        "query-deep-1m",
-        "QUERY hits, 16 × 2,000 deep, 1 million packages in random order",
-        "hits",
-        16,
-        2000,
-        ("pkgindex-memory", "redis", "memcached"),
-        size=1_000_000,
-    ),
-    Workload(
-        "no-effect-100",
-        "INDEX and REMOVE without effect, 100 connections, depth 1",
-        "no-effect",
-        100,
-        1,
-        ("pkgindex", "uvloop", "redis"),
-    ),
-    Workload(
-        "index-1",
-        "durable INDEX, 1 connection, depth 1",
-        "new",
-        1,
-        1,
-        (*CHANGES, "commit-loop", "sqlite", "files"),
-    ),
-    Workload(
-        "index-100", "durable INDEX, 100 connections, depth 1", "new", 100, 1, (*CHANGES, "files")
-    ),
-    Workload(
-        "index-deep",
-        "durable INDEX, 16 connections × 1,000 deep",
-        "new",
-        16,
-        1000,
-        ("pkgindex", "c-epoll", "uvloop", "redis"),
-    ),
-    Workload(
-        "index-deep-2",
-        "durable INDEX with 2 dependencies, 16 × 1,000 deep",
-        "new-with-dependencies",
-        16,
-        1000,
-        ("pkgindex", "redis"),
-    ),
-    Workload(
-        "open", "QUERY, open loop at 20,000/s", "hits", 20, 1, ("pkgindex", "uvloop"), rate=20_000
-    ),
-    Workload(
-        "open-beside",
-        "QUERY, open loop at 20,000/s, beside 5,000 durable INDEX/s",
-        "hits",
-        20,
-        1,
-        ("pkgindex",),
-        rate=20_000,
-        beside=5_000,
-    ),
-)
+def _queries() -> Iterator[Workload]:
+    def one(name: str, title: str, *more: object, **options: object) -> Workload:
+        return Workload(name, f"QUERY {title}", "queries", *more, **options)  # type: ignore[arg-type]
 
-
-@dataclass(frozen=True)
-class Target:
-    """One figure against another: a ratio, or for `extra` a difference in microseconds."""
-
-    of: tuple[str, str]  # workload, server
-    to: tuple[str, str]
-    least: float = 0
-    most: float = 0
-    figure: str = "rate"
-    extra: bool = False
-
-
-def _beats(workload: str, peer: str, least: float) -> Target:
-    return Target((workload, "pkgindex"), (workload, peer), least)
-
-
-TARGETS = (
-    _beats("query-100", "uvloop", 0.97),
-    _beats("query-100", "redis", 1.7),
-    Target(("query-100", "pkgindex"), ("query-100", "uvloop"), most=1.2, figure="p99"),
-    _beats("query-deep", "c-epoll", 0.45),
-    _beats("query-deep", "redis", 8),
-    Target(("query-deep-1m", "pkgindex-memory"), ("query-deep", "pkgindex-memory"), 0.6),
-    _beats("index-1", "commit-loop", 0.85),
-    _beats("index-1", "redis", 1.2),
-    Target(("no-effect-100", "pkgindex"), ("query-100", "pkgindex"), 0.85),
-    Target(("index-100", "pkgindex"), ("query-100", "pkgindex"), 0.7),
-    _beats("index-100", "redis", 1.8),
-    _beats("index-deep", "redis", 5),
-    Target(("open-beside", "pkgindex"), ("open", "pkgindex"), most=1000, figure="p99", extra=True),
-)
-MESSAGES_A_SECOND = {("index-deep", "pkgindex"): 1_000_000}  # least
-
-
-def run(workload: Workload, server: Server, seconds: float) -> Result:
-    """One run on a server that has started and is loaded; for durable workloads see run_durable().
-
-    Raises BenchError if an answer was wrong."""
-    if isinstance(server, InProcess):
-        return server.measure("query", workload.connections, seconds)
-    words = options(workload, server)
-    if workload.beside:
-        words += ["--stream", "--template", server.index(NEW, []), "--replies", server.replies]
-        words += ["--connections", "10", "--rate", str(workload.beside)]
-    with _Watch(server) as watch:
-        report = server.generate(*words, "--seconds", str(seconds), "--warmup", str(WARMUP))
-    _check(workload, server, report)
-    return _result(report, watch)
-
-
-def run_durable(workload: Workload, server: Server, folder: Path, seconds: float) -> Result:
-    """One run on a server of its own, which is killed meanwhile, and must have kept what it acknowledged.
-
-    The folder stays: on ext4 without a journal, removing many files makes the creation of others slow
-    for the next minutes (the kernel passes by every inode that it has freed lately, one by one).
-    Raises BenchError if an answer was wrong or a change is lost."""
-    if isinstance(server, InProcess):
-        return _run_in_process(workload, server, folder, seconds)
-    server.start(folder)
-    try:
-        if workload.kind == "new-with-dependencies":
-            server.load(synthetic(BASE))
-            server.settle()
-        words = [*options(workload, server), "--seconds", str(seconds), "--warmup", str(WARMUP)]
-        if not server.judges:
-            with _Watch(server) as watch:
-                report = server.generate(*words)
-            return _result(report, watch)
-        report, watch = _run_until_killed(server, words, seconds)
-        _check(workload, server, report)
-        server.start(folder)
-        acked = report["streams"][0]["acked"]
-        names = (f"p-{c:04d}-{i:08d}" for c, count in enumerate(acked) for i in range(count))
-        server.send_all(
-            (server.query(name) for name in names), "an acknowledged change did not survive SIGKILL"
-        )
-        return _result(report, watch) | {"survived": sum(acked)}
-    finally:
-        server.kill()
-
-
-def _run_until_killed(server: Server, words: list[str], seconds: float) -> tuple[Result, "_Watch"]:
-    program = machine.compiled("load.c")
-    command = machine.pinned(
-        machine.GENERATOR_CPU, program, "--connect", f"127.0.0.1:{server.port}", *words
+    in_process = ("sqlite", "files")
+    yield one("query-1", "hits, 1 connection, depth 1", "hits", 1, 1, (*QUERIES, *in_process))
+    yield one("query-100", "hits, 100 connections, depth 1", "hits", 100, 1, (*QUERIES, "files"))
+    few = ("pkgindex", *LIMITS, "redis")
+    yield one("misses-100", "misses, 100 connections, depth 1", "misses", 100, 1, few, rounds=3)
+    yield one("query-1000", "hits, 1,000 connections, depth 1", "hits", 1000, 1, few, rounds=3)
+    yield one("query-10000", "hits, 10,000 connections, depth 1", "hits", 10_000, 1, few, rounds=3)
+    yield one("query-100-16", "hits, 100 connections × 16 deep", "hits", 100, 16, few, rounds=3)
+    yield one(
+        "query-100-1000", "hits, 100 connections × 1,000 deep", "hits", 100, 1000, few, rounds=3
     )
-    with _Watch(server) as watch:
-        generator = subprocess.Popen(
-            [*command, "--until-killed", "--acked"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        time.sleep(WARMUP + seconds + 0.3)
-    server.kill()
-    printed, complaint = generator.communicate(timeout=30)
-    if generator.returncode or not printed:
-        raise BenchError(f"{server.name}: the generator failed: {complaint.decode().strip()}")
-    return dict(json.loads(printed)), watch
+    deep = ("pkgindex", "pkgindex-memory", *LIMITS, "redis", "memcached", "files")
+    yield one("query-deep", "hits, 16 connections × 2,000 deep", "hits", 16, 2000, deep)
+    stores = ("pkgindex", "redis", "memcached")
+    yield one("misses-deep", "misses, 16 × 2,000 deep", "misses", 16, 2000, stores, rounds=3)
+    for name in ("homebrew", "debian"):
+        title = f"hits, {name.title()}'s table, 16 × 2,000 deep"
+        yield one(f"query-{name}", title, "hits", 16, 2000, CACHES, table=name, rounds=3)
+    title = "hits, 1 million packages in random order, 16 × 2,000 deep"
+    yield one("query-deep-1m", title, "hits", 16, 2000, CACHES, size=1_000_000)
+    title = "hits, 1 million packages by Zipf's law, 16 × 2,000 deep"
+    yield one("zipf-deep-1m", title, "zipf", 16, 2000, CACHES, size=1_000_000, rounds=3)
+    title = "hits, 10 million packages in random order, 16 × 2,000 deep"
+    ours = ("pkgindex-memory",)
+    yield one("query-deep-10m", title, "hits", 16, 2000, ours, size=TEN_MILLION, rounds=3)
 
 
-def _run_in_process(workload: Workload, server: InProcess, folder: Path, seconds: float) -> Result:
-    # Its folder is kept from round to round: making a cluster of PostgreSQL takes longer than a round.
-    fresh = not folder.exists()
-    server.start(folder)
-    try:
-        if fresh:
-            server.load(synthetic(BASE))
-            server.settle()
-        result = server.measure("index", workload.connections, seconds)
-        if server.judges:
-            server.kill()
-            server.start(folder)
-            found = server.indexed()
-            if found < result["done"]:
-                raise BenchError(
-                    f"{server.name}: {result['done']} changes acknowledged, {found} there after SIGKILL"
-                )
-            result["survived"] = result["done"]
-        return result
-    finally:
-        server.kill()
+def _changes() -> Iterator[Workload]:
+    def one(name: str, *more: object, **options: object) -> Workload:
+        return Workload(name, more[0], "changes", *more[1:], **options)  # type: ignore[arg-type]
+
+    title = "INDEX and REMOVE without effect, 100 connections, depth 1"
+    yield one("no-effect-100", title, "no-effect", 100, 1, ("pkgindex", "uvloop", "redis"))
+    alone = (*CHANGES, "commit-loop", "sqlite", "files")
+    yield one("index-1", "durable INDEX, 1 connection, depth 1", "new", 1, 1, alone)
+    many = (*CHANGES, "files")
+    yield one("index-100", "durable INDEX, 100 connections, depth 1", "new", 100, 1, many)
+    title = "durable INDEX, 1,000 connections, depth 1"
+    yield one("index-1000", title, "new", 1000, 1, STORES, rounds=3)
+    title = "durable INDEX, 100 connections × 16 deep"
+    yield one("index-100-16", title, "new", 100, 16, STORES, rounds=3)
+    deep = ("pkgindex", *LIMITS, "redis")
+    yield one("index-deep", "durable INDEX, 16 connections × 1,000 deep", "new", 16, 1000, deep)
+    title = "durable INDEX with 2 dependencies, 16 × 1,000 deep"
+    yield one("index-deep-2", title, "new-with-dependencies", 16, 1000, STORES, rounds=3)
+    title = "90 % QUERY and 10 % durable INDEX, 100 connections, depth 1"
+    yield one("mixed-100", title, "mixed", 100, 1, STORES)
+    title = "90 % QUERY and 10 % durable INDEX, 16 × 1,000 deep"
+    yield one("mixed-deep", title, "mixed", 16, 1000, STORES, rounds=3)
+    title = "durable re-INDEX, another dependency each time, 100 connections, depth 1"
+    yield one("reindex-100", title, "reindex", 100, 1, STORES, rounds=3)
+    title = "durable REMOVE of 200 packages a connection, INDEX of them, and so on, 100 × depth 1"
+    yield one("remove-100", title, "remove", 100, 1, STORES, rounds=3)
+    for name in ("homebrew", "debian"):
+        title = f"durable INDEX of {name.title()}'s table, 1 connection × 1,000 deep"
+        yield one(f"index-{name}", title, "table", 1, 1000, STORES, table=name, rounds=3)
 
 
-class _Watch:
-    """Who used the CPUs in the time that it is open."""
+def _steady() -> Iterator[Workload]:
+    title = "QUERY, open loop at 20,000/s"
+    loop = ("steady", "hits", 20, 1)
+    yield Workload("open", title, *loop, ("pkgindex", "uvloop"), rate=20_000)
+    title = "QUERY, open loop at 20,000/s, beside 5,000 durable INDEX/s"
+    yield Workload("open-beside", title, *loop, ("pkgindex",), rate=20_000, beside=5_000)
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.elapsed = self.machine = self.used = 0.0
 
-    def __enter__(self) -> Self:
-        self.began = time.monotonic()
-        self.before = machine.machine_busy_seconds(), machine.cpu_seconds(self.server.pid)
-        return self
+def _mount() -> Iterator[Workload]:
+    where = "on a GlusterFS mount"
+    alone = ("pkgindex", "commit-loop", "redis")
+    for name, title, connections, depth, peers in (
+        ("index-1", "durable INDEX, 1 connection, depth 1", 1, 1, alone),
+        ("index-100", "durable INDEX, 100 connections, depth 1", 100, 1, STORES),
+        ("index-deep", "durable INDEX, 16 × 1,000 deep", 16, 1000, STORES),
+    ):
+        load = ("mount", "new", connections, depth, peers)
+        yield Workload(f"mount-{name}", f"{title}, {where}", *load, rounds=3, mount=True)
+    title = f"INDEX and REMOVE without effect, 100 connections, depth 1, {where}"
+    load = ("mount", "no-effect", 100, 1, ("pkgindex",))
+    yield Workload("mount-no-effect-100", title, *load, size=2000, rounds=3, mount=True)
 
-    def __exit__(self, *_: object) -> None:
-        self.elapsed = time.monotonic() - self.began
-        self.machine = machine.machine_busy_seconds() - self.before[0]
-        self.used = machine.cpu_seconds(self.server.pid) - self.before[1]
 
-    def shares(self, generator: float, messages: int) -> Result:
-        """Of one CPU: the server's share, the generator's, and that of strangers, who spoil the rates.
-
-        The CPU time that a message costs the server, in microseconds, is spoilt least."""
-        strangers = (self.machine - self.used) / self.elapsed - generator
-        return {
-            "server_cpu": self.used / self.elapsed,
-            "generator_cpu": generator,
-            "strangers_cpu": max(0.0, strangers),
-            "cpu_us_a_message": self.used / max(1, messages) * 1e6,
-        }
+WORKLOADS = (*_queries(), *_changes(), *_steady(), *_mount())
+TITLES = {workload.name: workload.title for workload in WORKLOADS}
 
 
 def options(workload: Workload, server: Server) -> list[str]:
-    """What load.c is told: the messages, and how they are sent."""
+    """What load.c is told: the messages, and how they are sent. Raises tables.Absent."""
     words = ["--connections", str(workload.connections), "--depth", str(workload.depth)]
+    words += ["--replies", server.replies]
     if workload.rate:
         words += ["--rate", str(workload.rate)]
-    if workload.durable:
-        needed = ["package-%r", "package-%r"] if workload.kind == "new-with-dependencies" else []
-        template = server.index(NEW, needed)
-        return [*words, "--template", template, "--range", str(BASE), "--replies", server.replies]
-
-    def made() -> Iterator[str]:
-        if workload.kind == "no-effect":
-            for command, name, dependencies in without_effect(synthetic(workload.size)):
-                yield (
-                    server.index(name, dependencies) if command == "INDEX" else server.remove(name)
-                )
-        else:
-            prefix = "absent-" if workload.kind == "misses" else ""
-            for i in range(workload.size):
-                yield server.query(prefix + name_of(i))
-
-    source = server.source(f"{workload.kind}-{workload.size}", made())
-    return [*words, *map(str, source), "--random"]
+    if workload.beside:
+        beside = ["--stream", "--template", server.index(NEW, []), "--replies", server.replies]
+        beside += ["--connections", "10", "--rate", str(workload.beside)]
+    else:
+        beside = []
+    if templates := _templates(workload, server):
+        return [*words, *templates, *beside]
+    source = server.source(
+        f"{workload.kind}-{workload.table}{workload.size}", _made(workload, server)
+    )
+    order = [] if workload.kind == "table" else ["--random"]
+    return [*words, *map(str, source), *order, *beside]
 
 
-def _check(workload: Workload, server: Server, report: Result) -> None:
-    stream = report["streams"][0]
-    ok, fail = stream["ok"], stream["fail"]
-    right = {
-        "hits": ok > 0 and fail == 0,
-        "misses": ok == 0 and fail > 0,
-        "no-effect": ok > 0 and fail > 0,
-    }.get(workload.kind, ok > 0 and fail == 0)
-    wrong_beside = any(other["fail"] or other["error"] for other in report["streams"][1:])
-    if stream["error"] or wrong_beside or (server.judges and not right):
-        raise BenchError(
-            f"{server.name}: wrong answers to {workload.name}: {json.dumps(report)[:600]}"
+def _templates(workload: Workload, server: Server) -> list[str]:
+    kind, drawn = workload.kind, ["--range", str(workload.size)]
+    if kind == "new":
+        return ["--template", server.index(NEW, [])]
+    if kind == "new-with-dependencies":
+        return ["--template", server.index(NEW, ["package-%r", "package-%r"]), *drawn]
+    if kind == "mixed":
+        changes = ["--other", server.index(NEW, []), "--every", str(EVERY)]
+        return ["--template", server.query("package-%r"), *drawn, *changes]
+    if kind == "reindex":
+        return ["--template", server.index("again-%c", [AGAIN]), "--modulo", str(RING)]
+    if kind == "remove":
+        turns = ["--other", server.index(AGAIN, []), "--turns", "--modulo", str(TURN)]
+        return ["--template", server.remove(AGAIN), *turns]
+    return []
+
+
+def _made(workload: Workload, server: Server) -> Iterator[str]:
+    table = tables.named(workload.table, workload.size)
+    if workload.kind == "no-effect":
+        for command, name, dependencies in tables.without_effect(table):
+            yield server.index(name, dependencies) if command == "INDEX" else server.remove(name)
+    elif workload.kind == "table":
+        for name, dependencies in table:
+            yield server.index(name, dependencies)
+    elif workload.kind == "zipf":
+        for name in tables.popular(table, DRAWN):
+            yield server.query(name)
+    elif workload.kind == "misses":
+        for name, _ in table:
+            yield server.query("absent-" + name)
+    else:
+        for name, _ in table:
+            yield server.query(name)
+
+
+def survivors(
+    workload: Workload, server: Server, acked: list[int]
+) -> Iterator[tuple[list[str], int]]:
+    """What to ask after a SIGKILL: messages, and how many of them must be answered FAIL, all others OK.
+
+    `acked` are the replies that each connection had; the messages after them may or may not count."""
+    if workload.kind == "table":
+        names = islice(
+            dict.fromkeys(name for name, _ in tables.named(workload.table, 0)), sum(acked)
         )
+        yield [server.query(name) for name in names], 0
+    elif workload.kind == "remove":
+        yield from _after_turns(workload, server, acked)
+    elif workload.kind == "reindex":
+        yield from _after_ring(workload, server, acked)
+    else:
+        step = EVERY if workload.kind == "mixed" else 1
+        pairs = ((c, i) for c, n in enumerate(acked) for i in range(step - 1, n, step))
+        yield [server.query(f"p-{c:04d}-{i:08d}") for c, i in pairs], 0
 
 
-def _result(report: Result, watch: _Watch) -> Result:
-    stream = report["streams"][0]
-    messages = sum(one["ok"] + one["fail"] + one["error"] for one in report["streams"])
-    shares = watch.shares(report["busy"], messages)
-    return {"rate": stream["rate"], "latency_us": stream["latency_us"], **shares}
+def _after_turns(
+    workload: Workload, server: Server, acked: list[int]
+) -> Iterator[tuple[list[str], int]]:
+    there: list[str] = []
+    gone: list[str] = []
+    for c, n in enumerate(acked):
+        indexing, done = n // TURN % 2, n % TURN
+        for i in range(TURN):
+            if (
+                not done <= i < done + workload.depth
+            ):  # not asked about: perhaps done, not acknowledged
+                (there if (i < done) == bool(indexing) else gone).append(f"p-{c:04d}-{i:08d}")
+    yield [server.query(name) for name in there], 0
+    yield [server.query(name) for name in gone], len(gone)
+
+
+def _after_ring(
+    workload: Workload, server: Server, acked: list[int]
+) -> Iterator[tuple[list[str], int]]:
+    """Which dependency a package has shows in which may not be removed: the last one, or one in flight."""
+    free: list[str] = []
+    perhaps: list[str] = []
+    for c, n in enumerate(acked):
+        needed = {i % RING for i in range(n - 1, n + workload.depth)} if n else set(range(RING))
+        for i in range(RING):
+            (perhaps if i in needed else free).append(f"p-{c:04d}-{i:08d}")
+    yield [server.remove(name) for name in free], 0
+    yield [server.remove(name) for name in perhaps], sum(n > 0 for n in acked)

@@ -1,0 +1,114 @@
+"""Puts the committed results into the README and docs/performance.md, between their markers.
+
+    python benchmarks/figures.py
+
+Each block stands between <!-- NAME --> and <!-- /NAME -->, and is made of benchmarks/results/bench.json
+alone: run again it changes nothing. Without committed results it leaves both pages as they are.
+"""
+
+# ruff: noqa: RUF001
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import machine
+import report
+from targets import OURS, Document, middle
+
+REPOSITORY = machine.HERE.parent
+COMMITTED = report.RESULTS / "bench.json"
+
+HEADLINES = (
+    ("query-100", "`QUERY`, 100 connections, one at a time each"),
+    ("query-deep", "`QUERY`, pipelined, 16 connections × 2,000 deep"),
+    ("index-1", "`INDEX`, durable, one connection, one at a time"),
+    ("index-100", "`INDEX`, durable, 100 connections, one at a time each"),
+    ("index-deep", "`INDEX`, durable, pipelined, 16 connections × 1,000 deep"),
+    ("mixed-100", "90 % `QUERY`, 10 % durable `INDEX`, 100 connections"),
+)
+PEERS = (("redis", "Redis"), ("uvloop", "bare uvloop"), ("c-epoll", "C epoll"))
+
+
+def rounded(rate: float) -> str:
+    """Three digits: more are not repeatable."""
+    digits = len(str(int(rate)))
+    return f"{round(rate, 3 - digits):,.0f}"
+
+
+def headlines(document: Document) -> list[str]:
+    """For the README: the few rates that one asks for first."""
+    facts, settings = document["machine"], document["settings"]
+    made = "--quick" if settings["quick"] else ""
+    where = f"{facts['cores']} cores of {_article(facts['cpu'])}, {facts['file_system']}"
+    lines = [
+        f"Messages a second: the median of {settings['rounds']} rounds of `make bench{made}`, on {where};",
+        "the server on one core, the load on the other. Each run checks its answers, and after each durable",
+        "run the server was killed and asked for every acknowledged change. *Bare uvloop* and *C epoll* only",
+        "say `OK`, to anything: they are the limits of the runtime and of one core.",
+        "",
+        "| what | pkgindex | " + " | ".join(title for _, title in PEERS) + " |",
+        "| --- | ---: |" + " ---: |" * len(PEERS),
+    ]
+    for name, title in HEADLINES:
+        measured = document["results"].get(name, {})
+        if OURS in measured:
+            rates = [measured.get(server) for server in (OURS, *(name for name, _ in PEERS))]
+            cells = [rounded(middle(rounds)) if rounds else "" for rounds in rates]
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    if (report.RESULTS / "rates.png").exists():
+        lines += ["", "![Rates of all servers under all workloads](benchmarks/results/rates.png)"]
+    return lines
+
+
+def _article(words: str) -> str:
+    return ("an " if words[:1].lower() in "aeio" else "a ") + words
+
+
+def growth(document: Document) -> list[str]:
+    """For docs/performance.md: the curve, if it was drawn."""
+    if "growth" not in document["probes"] or not (report.RESULTS / "growth.png").exists():
+        return []
+    return ["![What a message costs the core, by packages](../benchmarks/results/growth.png)"]
+
+
+Block = Callable[[Document], list[str]]
+PAGES: dict[str, dict[str, Block]] = {
+    "README.md": {"figures": headlines},
+    "docs/performance.md": {
+        "targets": lambda d: [*report.head(d), *report.targets_table(d)],
+        "workloads": report.workloads_table,
+        "probes": report.probes_table,
+        "growth": growth,
+    },
+}
+
+
+def rewritten(text: str, blocks: dict[str, Block], document: Document) -> str:
+    """A page with its blocks made anew. Raises ValueError for a block that it has no markers of."""
+    for name, made in blocks.items():
+        parts = re.split(rf"(?s)<!-- {name} -->.*?<!-- /{name} -->", text)
+        if len(parts) != 2:  # what stands before it and behind it
+            raise ValueError(f"{len(parts) - 1} blocks {name}, where one was due")
+        lines = "\n".join(made(document)).strip("\n")
+        text = f"<!-- {name} -->\n{lines}\n<!-- /{name} -->".join(parts)
+    return text
+
+
+def pages(repository: Path = REPOSITORY) -> dict[Path, str]:
+    """Both pages as they must be, by the committed results; none if there are no results."""
+    if not COMMITTED.exists():
+        return {}
+    document = json.loads(COMMITTED.read_text())
+    paths = {repository / page: blocks for page, blocks in PAGES.items()}
+    return {path: rewritten(path.read_text(), b, document) for path, b in paths.items()}
+
+
+def update() -> None:
+    """Write both pages."""
+    for path, text in pages().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    update()
