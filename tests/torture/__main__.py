@@ -12,12 +12,14 @@ the next runs all the same. Exit code 1 if anything failed, 2 for a wrong comman
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
 import pkgutil
 import random
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -56,6 +58,8 @@ JOBS = min(2, len(os.sched_getaffinity(0)))
 #: How a campaign's process begins: with nothing of the ones before it.
 START = "spawn"
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
 #: Progress is told at most this often (seconds); a campaign may count in millions.
 SAY_EVERY = 0.1
 
@@ -77,6 +81,8 @@ def campaigns() -> dict[str, Campaign]:
 
 def _inside(name: str, seed: int, full: bool, folder: Path, pipe: Connection) -> None:
     """Run one campaign, in its own process; tell how far it is, and at last what came out."""
+    # It ends with the runner, however that ends: its servers would go on for nobody.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     campaign = campaigns()[name]
     said = 0.0
 
@@ -179,7 +185,7 @@ def main(
             console.print(f"{campaign.name:16} {quick:5.0f} s {full:6.0f} s  {campaign.what}")
         return
     seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
-    report = Report.begun(form, seed)
+    report, began = Report.begun(form, seed), time.monotonic()
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description:16}"),
@@ -203,6 +209,7 @@ def main(
         done = {campaign.name: run(campaign) for campaign in ours if campaign.alone}
         done |= zip((campaign.name for campaign in together), pool.map(run, together), strict=True)
     report.outcomes += [done[campaign.name] for campaign in ours]
+    report.seconds = time.monotonic() - began
     report.elsewhere = {c.name: "make torture-long" if c.long else "make torture" for c in others}
     text, data = report.write(folder)
     console.print(report.summary(), highlight=False, markup=False)

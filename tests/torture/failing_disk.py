@@ -308,7 +308,7 @@ CAMPAIGNS = (
         "nothing acknowledged is lost, the server ends soon with one line, and the next one recovers.",
         fail_each,
         lambda: strace_works() or None,
-        seconds=(60.0, 480.0),
+        seconds=(60.0, 360.0),
     ),
     Campaign(
         "full-disk",

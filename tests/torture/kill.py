@@ -331,6 +331,6 @@ CAMPAIGNS = (
         "SIGKILL at random moments under 50 clients that contradict one another: serving, in a round "
         "of package files, stopping, recovering, starting; after each the history must explain the files.",
         kill,
-        seconds=(200.0, 1200.0),
+        seconds=(200.0, 960.0),
     ),
 )

@@ -28,7 +28,8 @@ from tests.torture.campaign import Campaign, Run
 __all__ = ["CAMPAIGNS"]
 
 GRAPHS = (40, 2)  # full, quick
-ALLOCATIONS = (200, 4)  # at most
+ALLOCATIONS = (120, 4)  # at most
+LIMITS_SHARE = 0.4  # of the time, for servers with a limit
 LIMITS = (60, 12)
 MOST_ROOM = 4 << 20  # bytes above what a server needs to start
 AT_ONCE = 1000  # changes in a pipeline
@@ -145,7 +146,7 @@ def fail_in_server(run: Run) -> None:
     else:
         numbers = sorted(run.random.sample(range(20), ALLOCATIONS[1]))
     for done, n in enumerate(numbers):
-        if run.is_late():
+        if run.is_late(LIMITS_SHARE * run.seconds):
             run.skipped.append(f"allocations from number {n}: the time was up")
             return
         root = run.folder / "allocation"

@@ -24,7 +24,7 @@ CAMPAIGNS = (
         "and of the lives that follow those cut short: recovered from, and judged by the answers.",
         states,
         absent=lambda: strace_works() or None,
-        seconds=(200.0, 900.0),
+        seconds=(200.0, 1400.0),
     ),
     Campaign(
         "power-ext4",

@@ -70,6 +70,7 @@ class Report:
     seed: int
     began: str
     machine: dict[str, str]
+    seconds: float = 0.0  # that the whole run took
     outcomes: list[Outcome] = field(default_factory=list)
     elsewhere: dict[str, str] = field(default_factory=dict)  # campaign: the command that has it
 
@@ -95,8 +96,7 @@ class Report:
         """The last line of a run."""
         states = Counter(outcome.state for outcome in self.outcomes)
         said = ", ".join(f"{count} {state}" for state, count in states.items())
-        seconds = sum(outcome.seconds for outcome in self.outcomes)
-        return f"{said or 'no campaign'} in {seconds:.0f} s; run again with --seed {self.seed}"
+        return f"{said or 'no campaign'} in {self.seconds:.0f} s; run again with --seed {self.seed}"
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Write both forms into `folder`; return their paths."""

@@ -199,6 +199,6 @@ CAMPAIGNS = (
         "must not notice; nor the promise where even the clock that no one can set jumps forward.",
         jumps,
         absent,
-        seconds=(90.0, 360.0),
+        seconds=(90.0, 300.0),
     ),
 )

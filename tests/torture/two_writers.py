@@ -38,7 +38,7 @@ KINDS = {"busy": 4, "idle": 1, "frozen": 2, "stopped": 5, "held": 2, "between": 
 KINDS_ON_MOUNTS = KINDS | {"warm": 6, "brick dies": 1, "brick dies idle": 1}
 
 #: How many take-overs: full, quick.
-TAKEOVERS = {"two-writers": (220, 16), "two-mounts": (160, 14)}
+TAKEOVERS = {"two-writers": (220, 16), "two-mounts": (120, 14)}
 MUTANT_TAKEOVERS = 40  # within which a wrong server must have been found out
 FAILURES = 5  # after which a run has nothing more to say
 
@@ -185,7 +185,7 @@ CAMPAIGNS = (
         "deposed by another: then it answers and changes nothing, and nothing it ever answered is lost.",
         lambda run: torture(run, "two-writers"),
         lambda: strace_works() or None,
-        seconds=(80.0, 480.0),
+        seconds=(80.0, 420.0),
     ),
     Campaign(
         "two-mounts",
@@ -193,6 +193,6 @@ CAMPAIGNS = (
         "and wrong; and with the brick killed and started under the holder of the lock.",
         lambda run: torture(run, "two-mounts"),
         lambda: strace_works() or gluster.why_absent(),
-        seconds=(80.0, 480.0),
+        seconds=(80.0, 420.0),
     ),
 )
