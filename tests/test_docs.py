@@ -41,7 +41,7 @@ SOURCES = ROOT / "pkgindex"
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="no docs/ beside the tests")
 
 #: Options of other programs that the pages name.
-FOREIGN = {"--now", "--sdist", "--reflink", "--server"}
+FOREIGN = {"--now", "--sdist", "--reflink", "--server", "--only", "--seed"}
 
 BLOCK = re.compile(r"<!-- ([^>]*?) -->\n+```\w*\n(.*?)```", re.DOTALL)
 

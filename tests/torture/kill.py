@@ -43,7 +43,7 @@ CHECKED_EVERY = 10  # kills, and then `pkgindex check`
 STOPPED_EVERY = 25  # kills, and then a clean stop, whose files are compared with each other
 WORLDS = 2  # at a time
 FAILURES = 10  # of a world, after which it has nothing more to say
-MUTANT_KILLS = 20  # within which a wrong server must have been found out
+MUTANT_KILLS = 60  # within which a wrong server must have been found out
 MUTANT_SECONDS = 30.0  # of the campaign's time, for all of them
 
 LONGEST_LIFE = 0.25  # seconds under load

@@ -70,9 +70,11 @@ def kept(folder: Path = REPORTS) -> list[dict[str, Any]]:
 @click.argument("reports", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(reports: tuple[Path, ...]) -> None:
     for path in reports:
-        if json.loads(path.read_text())["failed"]:
+        report = json.loads(path.read_text())
+        if report["failed"]:
             raise click.BadParameter(f"{path}: something failed in this run; it is not published")
-        shutil.copy(path, REPORTS / path.name)
+        REPORTS.mkdir(exist_ok=True)
+        shutil.copy(path, REPORTS / f"{report['form']}.json")
     publish()
 
 
