@@ -56,7 +56,10 @@ def nothing_is_behind(root: Path) -> bool:
     newest = max((root / "journal").iterdir(), key=lambda path: path.name, default=None)
     if newest is None or any(is_temporary(p.name) for p in (root / "staging").glob("*/*")):
         return False
-    data = newest.read_bytes()
+    try:
+        data = newest.read_bytes()
+    except FileNotFoundError:  # another has come since, and it is gone
+        return False
     head = head_of(data)
     if head is None:
         return False
