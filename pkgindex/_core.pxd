@@ -1,11 +1,15 @@
 # What protocol.py, where it is compiled, calls without going through Python.
 
+from libc.stdint cimport uint64_t
+
+
 cdef class Batch:
     cdef public bytearray buffer
     cdef public Py_ssize_t start
     cdef public Py_ssize_t stop
     cdef public long room
     cdef public long changes
+    cdef public uint64_t ticket
     cdef public bint read_only
     cdef readonly size_t max_line
 

@@ -12,6 +12,7 @@ class Batch:
     stop: int
     room: int
     changes: int
+    ticket: int
     read_only: bool
     @property
     def max_line(self) -> int: ...

@@ -75,7 +75,8 @@ cdef class Batch:
     `buffer[start:stop]` ends in a newline. `room` is how many more INDEX and REMOVE messages the
     connection may have unanswered. The Index reads messages from `start`, stops before one that
     would exceed the room, and leaves `start` at the first byte that it did not read and `changes`
-    at the number of INDEX and REMOVE messages that it took.
+    at the number of INDEX and REMOVE messages that it took; `ticket` at that on which all the
+    answers rest if they are one piece, 0 if they may be sent now.
 
     With `read_only` the connection may change nothing: its INDEX and REMOVE are answered FAIL if they
     are well-formed, need no room and are not counted.
@@ -100,6 +101,7 @@ cdef class Batch:
         self.stop = stop
         self.room = room
         self.changes = 0
+        self.ticket = 0
         self.read_only = read_only
 
     def __iter__(self):
@@ -186,8 +188,9 @@ cdef class Graph:
         """Answer the messages of a batch.
 
         May stop before the batch's end, for room or because this chunk has been given enough work.
-        Returns bytes when all of them may be sent now; otherwise a list of (ticket, bytes, changes):
-        each piece may be sent when its ticket is settled, and answers that many INDEX and REMOVE.
+        Returns bytes when all of them may be sent at the same time, once `batch.ticket` is settled;
+        otherwise a list of (ticket, bytes, changes): each piece may be sent when its ticket is, and
+        answers that many INDEX and REMOVE.
         """
         cdef const unsigned char *base = <const unsigned char *>PyByteArray_AS_STRING(batch.buffer)
         cdef const unsigned char *p = base + batch.start
@@ -252,7 +255,8 @@ cdef class Graph:
         batch.start = p - base
         if self.wake is not None and (self.asked > asked or self.redo.size > REDO_LIMIT):
             self.wake()
-        if segment == segments and segment.ticket == 0:
+        if segment == segments:
+            batch.ticket = segment.ticket
             if self.replies.size <= 6:
                 return (REPLY_OK if self.replies.size == 3 and outcome == OK else
                         REPLY_FAIL if self.replies.size == 5 else

@@ -3,6 +3,9 @@
 # The same file runs uncompiled, only slower: at one message a read, half of what a message costs
 # beside the system calls is the interpreter.
 
+cimport cython
+from libc.stdint cimport uint64_t
+
 from pkgindex._core cimport Batch, lines_end
 
 cdef object LINES, SKIPPING, ENDED, DRAINING
@@ -23,6 +26,9 @@ cdef class Hub:
     cdef public long skipped, strangers, unsecured, no_memory
     cdef public object failed
 
+    @cython.locals(connection=Connection)
+    cpdef settled(self)
+
 
 cdef class Connection:
     cdef Hub _hub
@@ -31,18 +37,21 @@ cdef class Connection:
     cdef bytearray _buffer
     cdef Py_ssize_t _filled, _lines
     cdef object _state
-    cdef object _waiting
+    cdef object _replies, _behind
+    cdef uint64_t _ticket
+    cdef long _changes
     cdef Py_ssize_t _held
     cdef long _unanswered
     cdef bint _error_due, _blocked, _yielding, _paused
     cdef public double seen
 
     cdef Py_ssize_t _process(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop) except -1
-    cdef _hold(self, answers)
+    cdef _answer(self, uint64_t ticket, replies, long changes)
+    cdef _next(self, uint64_t settled)
     cdef _keep(self, bytearray buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t cut)
     cdef _behind_the_line(self)
     cdef _let_go(self)
-    cpdef bint release(self, settled) except -1
+    cpdef bint release(self, uint64_t settled) except -1
     cdef _steer(self)
     cdef _take_up(self)
     cdef _finish(self)

@@ -34,7 +34,7 @@ from typing import cast
 from pkgindex._core import Batch, lines_end
 from pkgindex.config import Listener, Settings
 from pkgindex.errors import PkgindexError, StoreFailed
-from pkgindex.index import Answers, Index, Piece
+from pkgindex.index import Index, Piece
 
 __all__ = ["SWEEP_SECONDS", "Connection", "Hub"]
 
@@ -162,9 +162,12 @@ class Connection:
         self._filled = 0  # bytes in it
         self._lines = 0  # how many of these are complete lines that wait for room in the window
         self._state = LINES
-        self._waiting: deque[Piece] = deque()
-        self._held = 0  # bytes of replies in `_waiting`
-        self._unanswered = 0  # INDEX and REMOVE among them
+        self._replies: bytes | bytearray | None = None  # the first that wait,
+        self._ticket = 0  # for this to be settled,
+        self._changes = 0  # and answer so many INDEX and REMOVE
+        self._behind: deque[Piece] = deque()  # what waits behind them
+        self._held = 0  # bytes of replies that wait
+        self._unanswered = 0  # INDEX and REMOVE that they answer
         self._error_due = False  # an overlong line stands behind lines that wait
         self._blocked = False  # the client does not read what it is sent
         self._yielding = False  # it had its chunk in this turn of the loop
@@ -202,7 +205,8 @@ class Connection:
         """Forget everything; changes that were applied stay applied."""
         self._transport = None
         self._buffer = None
-        self._waiting.clear()
+        self._replies = None
+        self._behind.clear()
         self._hub.leave(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
@@ -289,31 +293,29 @@ class Connection:
         batch.load(buffer, start, stop, room, self._read_only)
         try:
             answers = self._hub._apply(batch)
-            if type(answers) is bytes and not self._waiting:
-                if answers and self._transport is not None:
-                    self._write(answers)
+            if isinstance(answers, bytes):
+                self._answer(batch.ticket, answers, batch.changes)
             else:
-                self._hold(answers)
+                for ticket, replies, changes in answers:
+                    self._answer(ticket, replies, changes)
         except MemoryError as error:
             self._hub.out_of_memory(error)
             return stop
         return batch.start
 
-    def _hold(self, answers: Answers) -> None:
-        """Queue replies in order; send at once those before which nothing waits."""
-        pieces: list[Piece] = [(0, answers, 0)] if isinstance(answers, bytes) else answers
-        settled = self._hub.index.settled
-        for piece in pieces:
-            ticket, replies, changes = piece
-            if not self._waiting and ticket <= settled:
-                if replies and self._transport is not None:
-                    self._write(replies)
-            else:
-                self._waiting.append(piece)
-                self._held += len(replies) if type(replies) is bytes else 0
-                self._unanswered += changes
-        if self._waiting:
-            self._hub.waiting[self] = None
+    def _answer(self, ticket: int, replies: bytes | bytearray, changes: int) -> None:
+        """Send replies, unless they have to wait for their ticket, or behind others that do."""
+        if self._replies is not None:
+            self._behind.append((ticket, replies, changes))
+        elif ticket > self._hub.index.settled:
+            self._ticket, self._replies, self._changes = ticket, replies, changes
+        else:
+            if replies and self._transport is not None:
+                self._write(replies)
+            return
+        self._held += len(replies) if type(replies) is bytes else 0
+        self._unanswered += changes
+        self._hub.waiting[self] = None
 
     def _keep(self, buffer: bytearray, start: int, end: int, cut: int) -> None:
         """Keep buffer[start:end] for the next time; complete lines in it end at `cut`."""
@@ -332,7 +334,7 @@ class Connection:
             if lines:
                 self._error_due = True
             else:
-                self._hold(b"ERROR\n")
+                self._answer(0, b"ERROR\n", 0)
         left = end - start
         if not left:
             self._buffer = None
@@ -363,18 +365,31 @@ class Connection:
 
     def release(self, settled: int) -> bool:
         """Send the replies whose ticket is settled; whether anything still waits."""
-        waiting = self._waiting
-        ready = []
-        while waiting and waiting[0][0] <= settled:
-            _, replies, changes = waiting.popleft()
-            ready.append(replies)
-            self._held -= len(replies) if type(replies) is bytes else 0
-            self._unanswered -= changes
-        if ready and self._transport is not None:
-            self._write(ready[0] if len(ready) == 1 else b"".join(ready))
+        replies = self._next(settled)
+        if replies is not None:
+            if self._replies is not None:
+                ready = [replies]
+                while (more := self._next(settled)) is not None:
+                    ready.append(more)
+                replies = b"".join(ready)
+            if self._transport is not None:
+                self._write(replies)
         if self._lines or self._paused or self._state is not LINES:
             self._steer()
-        return bool(waiting) or self._lines > 0
+        return self._replies is not None or self._lines > 0
+
+    def _next(self, settled: int) -> bytes | bytearray | None:
+        """Take the first of the replies that wait; None if they have to wait on."""
+        replies = self._replies
+        if replies is None or self._ticket > settled:
+            return None
+        self._held -= len(replies) if type(replies) is bytes else 0
+        self._unanswered -= self._changes
+        if self._behind:
+            self._ticket, self._replies, self._changes = self._behind.popleft()
+        else:
+            self._replies = None
+        return replies
 
     # --- flow -------------------------------------------------------------------------------------
 
@@ -419,11 +434,11 @@ class Connection:
         self._keep(buffer, stop, end, cut)
         if self._error_due and not self._lines:
             self._error_due = False
-            self._hold(b"ERROR\n")
+            self._answer(0, b"ERROR\n", 0)
 
     def _finish(self) -> None:
         """Close once all is answered; a client that ended its side needs no more than that."""
-        if self._lines or self._waiting or self._transport is None:
+        if self._lines or self._replies is not None or self._transport is None:
             return
         if self._state is ENDED:
             self._transport.close()
@@ -442,7 +457,7 @@ class Connection:
         with unread bytes in the socket would reset it, and could take the last replies away."""
         if self._transport is None:
             return True
-        if self._lines or self._waiting or self._transport.get_write_buffer_size():
+        if self._lines or self._replies is not None or self._transport.get_write_buffer_size():
             return False
         if not self._transport.is_closing():
             if self._transport.can_write_eof():
@@ -460,7 +475,9 @@ class Connection:
 
     def is_idle(self, before: float) -> bool:
         """Whether it has sent nothing since `before` and is owed nothing."""
-        return self.seen < before and not self._waiting and not self._lines and not self._blocked
+        return (
+            self.seen < before and self._replies is None and not self._lines and not self._blocked
+        )
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""

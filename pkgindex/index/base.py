@@ -32,7 +32,8 @@ __all__ = ["Answers", "Index", "Piece", "Progress", "open_index"]
 # fills it before it settles the ticket.
 Piece = tuple[int, bytes | bytearray, int]
 
-# All replies, if they may be sent now; otherwise the pieces, in order.
+# All replies in one, if they may be sent together: once `batch.ticket` is settled. It is 0, which means
+# now, unless the Index sets it. Otherwise the pieces, in order.
 Answers = bytes | list[Piece]
 
 # How far the opening has come: (done, of all), in whatever unit.

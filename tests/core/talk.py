@@ -29,10 +29,11 @@ def chunk(data: bytes, *, room: int = ROOMY, max_line: int = MAX_LINE) -> Batch:
 
 
 def pieces(graph: Graph, data: bytes, *, room: int = ROOMY) -> list[Piece]:
-    """Apply a chunk; the pieces of its answer, also when it may be sent at once."""
-    answers = graph.apply(chunk(data, room=room))
+    """Apply a chunk; the pieces of its answer, also when there is only one."""
+    batch = chunk(data, room=room)
+    answers = graph.apply(batch)
     if isinstance(answers, bytes):
-        return [(0, answers, 0)]
+        return [(batch.ticket, answers, batch.changes)]
     return [(ticket, bytes(replies), changes) for ticket, replies, changes in answers]
 
 

@@ -179,7 +179,7 @@ def test_the_sealed_lines_stay_as_they_are_while_the_next_commit_fills(graph: Gr
 
 def test_without_a_journal_nothing_ever_waits() -> None:
     graph = Graph()
-    assert pieces(graph, b"INDEX|a|\nQUERY|a|\nREMOVE|a|\n") == [(0, OK * 3, 0)]
+    assert pieces(graph, b"INDEX|a|\nQUERY|a|\nREMOVE|a|\n") == [(0, OK * 3, 2)]
     assert (graph.ticket, graph.settled, graph.asked, graph.redo_bytes) == (0, 0, False, 0)
 
 

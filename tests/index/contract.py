@@ -54,6 +54,9 @@ class Notary:
         assert self.index.settled == settled, "settled() belongs to a later turn of the loop"
         if isinstance(answers, bytes):
             assert answers.count(b"\n") == len(lines)
+            assert not batch.ticket or batch.ticket > settled
+            assert not batch.ticket or batch.ticket >= self.newest - 1
+            self.newest = max(self.newest, batch.ticket)
             return answers
         tickets = [ticket for ticket, _, _ in answers]
         assert tickets == sorted(set(tickets))
