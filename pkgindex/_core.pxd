@@ -16,4 +16,9 @@ cdef class Batch:
     cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room, bint read_only=*)
 
 
+cdef class Standing:
+    cdef public uint64_t settled
+    cdef public bint congested
+
+
 cpdef Py_ssize_t lines_end(bytearray buffer, Py_ssize_t start, Py_ssize_t end) except -1

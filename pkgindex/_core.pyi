@@ -22,6 +22,10 @@ class Batch:
     ) -> None: ...
     def __iter__(self) -> Iterator[tuple[str, str, tuple[str, ...]] | Literal[False] | None]: ...
 
+class Standing:
+    settled: int
+    congested: bool
+
 class Graph:
     limit: int
     wake: Callable[[], None] | None

@@ -129,6 +129,14 @@ cdef class Batch:
                 )
 
 
+cdef class Standing:
+    """How far an Index has come. The connections look at it for each chunk, so it is read without Python.
+
+    `settled` is the highest ticket whose replies may be sent. While it is `congested`, it takes no more
+    changes: batches get no room for them until a ticket settles.
+    """
+
+
 cdef class Graph:
     """A consistent index of packages in memory.
 

@@ -6,13 +6,14 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-from pkgindex._core cimport Batch, lines_end
+from pkgindex._core cimport Batch, Standing, lines_end
 
 cdef object LINES, SKIPPING, ENDED, DRAINING
 
 
 cdef class Hub:
-    cdef readonly object loop, index
+    cdef readonly object loop
+    cdef readonly Standing index
     cdef readonly long window
     cdef readonly Py_ssize_t max_line, max_clients
     cdef readonly Batch batch

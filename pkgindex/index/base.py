@@ -21,7 +21,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Self
 
-from pkgindex._core import Batch
+from pkgindex._core import Batch, Standing
 from pkgindex.config import Settings
 from pkgindex.errors import ConfigError, PkgindexError
 
@@ -40,18 +40,13 @@ Answers = bytes | list[Piece]
 Progress = Callable[[int, int], None]
 
 
-class Index(ABC):
+class Index(Standing, ABC):
     """A consistent index of packages, which answers batches in the order they come.
 
     Called from one event loop only. Tickets grow; each is settled after all lower ones. An Index may
     read a batch in part (leaving `start` below `stop`): it is given the rest in a later turn of the loop,
-    or once it is no longer congested.
+    or once it is no longer congested. It sets `settled` and `congested` itself: see Standing.
     """
-
-    settled: int = 0  # the highest ticket whose replies may be sent
-    congested: bool = (
-        False  # no more changes now: batches get no room for them until a ticket settles
-    )
 
     @classmethod
     @abstractmethod
@@ -67,7 +62,7 @@ class Index(ABC):
         settled: Callable[[], None],
         failed: Callable[[PkgindexError], None],
     ) -> None:
-        """Begin to serve on `loop`: call `settled` (never from within apply()) whenever that attribute has
+        """Begin to serve on `loop`: call `settled` (never from within apply()) whenever `settled` has
         grown or `congested` has ended, and `failed` when the storage can go on no longer."""
 
     @abstractmethod
