@@ -176,8 +176,9 @@ def show(workload: Workload, number: int, server: Server, one: dict[str, Any]) -
     line += f"  p50 {latency['p50']:9,.1f} µs  p99 {latency['p99']:9,.1f} µs"
     if "cpu_us_a_message" in one:
         line += f"  server {one['cpu_us_a_message']:7.3f} µs CPU, {one['server_cpu']:4.0%}"
+    if "generator_cpu" in one:
         line += f", generator {one['generator_cpu']:4.0%}"
-        line += ": IT LIMITS" if report.generator_limits(one) and not workload.rate else ""
+        line += ": IT LIMITS" if report.generator_limits(one) else ""
     if one.get("strangers_cpu", 0) > report.NOISY:
         line += f"  strangers {one['strangers_cpu']:.0%}"
     say(line)
@@ -258,26 +259,23 @@ def measure_probes(
     return found
 
 
-def measure(options: argparse.Namespace) -> report.Document:
+def measure(options: argparse.Namespace, folder: Path) -> report.Document:
     """Everything that was asked for, as bench.json holds it."""
     workloads, probes, servers, skipped = chosen(options)
     for name, reason in skipped.items():
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     began = time.time()
     failed: Failed = {}
-    probed: dict[str, dict[str, float]] = {}
-    with disk(options.folder) as folder:
-        local = Bench(servers, folder, options.rounds, options.seconds)
-        results = measure_workloads([w for w in workloads if not w.mount], local, skipped, failed)
-        if on_mount := [w for w in workloads if w.mount]:
-            try:
-                with mount(folder) as point:
-                    bench = Bench(servers, point, options.rounds, options.seconds)
-                    results |= measure_workloads(on_mount, bench, skipped, failed)
-            except Absent as reason:
-                skipped["mount"] = str(reason)
-        probed = measure_probes(probes, folder, options.scale, skipped, failed)
-        kind = machine.file_system(folder)
+    local = Bench(servers, folder, options.rounds, options.seconds)
+    results = measure_workloads([w for w in workloads if not w.mount], local, skipped, failed)
+    if on_mount := [w for w in workloads if w.mount]:
+        try:
+            with mount(folder) as point:
+                bench = Bench(servers, point, options.rounds, options.seconds)
+                results |= measure_workloads(on_mount, bench, skipped, failed)
+        except Absent as reason:
+            skipped["mount"] = str(reason)
+    probed = measure_probes(probes, folder, options.scale, skipped, failed)
     shares = [
         one["strangers_cpu"]
         for measured in results.values()
@@ -289,7 +287,7 @@ def measure(options: argparse.Namespace) -> report.Document:
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "minutes": round((time.time() - began) / 60, 1),
-        "machine": machine.description() | {"file_system": kind},
+        "machine": machine.description() | {"file_system": machine.file_system(folder)},
         "versions": {server.name: version for server in servers if (version := server.version())},
         "titles": {server.name: server.title for server in servers},
         "settings": {
@@ -306,6 +304,19 @@ def measure(options: argparse.Namespace) -> report.Document:
     }
 
 
+def written(document: report.Document, options: argparse.Namespace) -> str:
+    """Keep the results where they belong; what to print of them."""
+    if not options.quick:
+        text = report.write(document, report.RESULTS if options.save else machine.BUILD)
+        if options.save:
+            figures.update()
+        return text
+    text, ratios = report.quick_table(document, BASELINE)
+    if options.write_baseline:
+        BASELINE.write_text(json.dumps(ratios, indent=1) + "\n")
+    return text
+
+
 def main() -> int:
     options = arguments()
     if options.list:
@@ -316,16 +327,13 @@ def main() -> int:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (hard, hard)
     )  # the peers raise no limit of their own
-    document = measure(options)
-    if options.quick:
-        text, ratios = report.quick_table(document, BASELINE)
-        if options.write_baseline:
-            BASELINE.write_text(json.dumps(ratios, indent=1) + "\n")
-    else:
-        text = report.write(document, report.RESULTS if options.save else machine.BUILD)
-        if options.save:
-            figures.update()
-    print(text)
+    try:
+        with disk(options.folder) as folder:
+            document = measure(options, folder)
+            # Before the folder is taken away: millions of files take minutes.
+            print(written(document, options), flush=True)
+    except KeyboardInterrupt:
+        return 130  # as the shell says it of a command that SIGINT ended
     return 1 if document["failed"] else 0
 
 

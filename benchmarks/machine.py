@@ -109,6 +109,12 @@ def resident_bytes(pid: int) -> int:
     return 0
 
 
+def available_bytes() -> int:
+    """Memory that programs may still take."""
+    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
 def description() -> dict[str, object]:
     """In words that name no host and no path."""
     cpuinfo = Path("/proc/cpuinfo").read_text()

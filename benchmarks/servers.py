@@ -218,6 +218,7 @@ class PkgindexInMemory(Pkgindex):
 
     name = "pkgindex-memory"
     title = "pkgindex (`memory:`)"
+    quiet_seconds = Server.quiet_seconds
 
     def store(self) -> str:
         return "memory:"

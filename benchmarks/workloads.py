@@ -6,14 +6,15 @@ How one is run and checked stands in runs.py; what they are measured for, in tar
 # ruff: noqa: RUF001
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
+import machine
 import tables
 from servers import Server
 
 BASE = 30_000  # packages that are there before a run
 DRAWN = 500_000  # messages of a run whose packages are drawn by popularity
 TEN_MILLION = 10_000_000
+MEMORY_A_PACKAGE = 600  # bytes, the generator's too
 
 EVERY = 10  # one message in so many of a mixed load is a change
 TURN = 200  # packages of a connection that go, and then come again
@@ -54,6 +55,9 @@ class Workload:
 
     def needs(self) -> tables.Table:
         """What is indexed before a run. Raises tables.Absent."""
+        least = self.size * MEMORY_A_PACKAGE
+        if machine.available_bytes() < least:
+            raise tables.Absent(f"{self.size:,} packages want {least / 1e9:.0f} GB of free memory")
         if self.kind in ("new", "table"):
             return tables.Rows([])
         if self.kind == "remove":
@@ -115,7 +119,7 @@ def _changes() -> Iterator[Workload]:
     title = "durable INDEX with 2 dependencies, 16 × 1,000 deep"
     yield one("index-deep-2", title, "new-with-dependencies", 16, 1000, STORES, rounds=3)
     title = "90 % QUERY and 10 % durable INDEX, 100 connections, depth 1"
-    yield one("mixed-100", title, "mixed", 100, 1, STORES)
+    yield one("mixed-100", title, "mixed", 100, 1, STORES, rounds=3)
     title = "90 % QUERY and 10 % durable INDEX, 16 × 1,000 deep"
     yield one("mixed-deep", title, "mixed", 16, 1000, STORES, rounds=3)
     title = "durable re-INDEX, another dependency each time, 100 connections, depth 1"
@@ -203,10 +207,10 @@ def _made(workload: Workload, server: Server) -> Iterator[str]:
         for name in tables.popular(table, DRAWN):
             yield server.query(name)
     elif workload.kind == "misses":
-        for name, _ in table:
+        for name in table.names():
             yield server.query("absent-" + name)
     else:
-        for name, _ in table:
+        for name in table.names():
             yield server.query(name)
 
 
@@ -217,9 +221,7 @@ def survivors(
 
     `acked` are the replies that each connection had; the messages after them may or may not count."""
     if workload.kind == "table":
-        names = islice(
-            dict.fromkeys(name for name, _ in tables.named(workload.table, 0)), sum(acked)
-        )
+        names = tables.named(workload.table, 0).names()
         yield [server.query(name) for name in names], 0
     elif workload.kind == "remove":
         yield from _after_turns(workload, server, acked)
