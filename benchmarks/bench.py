@@ -68,6 +68,10 @@ def arguments() -> argparse.Namespace:
         "--write-baseline", action="store_true", help="with --quick: make this the baseline"
     )
     options = parser.parse_args()
+    if options.save and (options.only or options.quick or options.scale != 1):
+        parser.error("--save is for a whole run: without --only, --quick and --scale")
+    if options.write_baseline and not options.quick:
+        parser.error("--write-baseline goes with --quick")
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.seconds = options.seconds or (0.5 if options.quick else 1.5)
     return options
@@ -294,7 +298,6 @@ def measure(options: argparse.Namespace, folder: Path) -> report.Document:
             "rounds": options.rounds,
             "seconds": options.seconds,
             "scale": options.scale,
-            "quick": options.quick,
         },
         "strangers_cpu": round(median(shares), 3) if shares else 0,
         "skipped": skipped,

@@ -6,7 +6,6 @@ Each block stands between <!-- NAME --> and <!-- /NAME -->, and is made of bench
 alone: run again it changes nothing. Without committed results it leaves both pages as they are.
 """
 
-# ruff: noqa: RUF001
 import json
 import re
 from collections.abc import Callable
@@ -19,14 +18,6 @@ from targets import OURS, Document, middle
 REPOSITORY = machine.HERE.parent
 COMMITTED = report.RESULTS / "bench.json"
 
-HEADLINES = (
-    ("query-100", "`QUERY`, 100 connections, one at a time each"),
-    ("query-deep", "`QUERY`, pipelined, 16 connections × 2,000 deep"),
-    ("index-1", "`INDEX`, durable, one connection, one at a time"),
-    ("index-100", "`INDEX`, durable, 100 connections, one at a time each"),
-    ("index-deep", "`INDEX`, durable, pipelined, 16 connections × 1,000 deep"),
-    ("mixed-100", "90 % `QUERY`, 10 % durable `INDEX`, 100 connections"),
-)
 PEERS = (("redis", "Redis"), ("uvloop", "bare uvloop"), ("c-epoll", "C epoll"))
 
 
@@ -39,10 +30,9 @@ def rounded(rate: float) -> str:
 def headlines(document: Document) -> list[str]:
     """For the README: the few rates that one asks for first."""
     facts, settings = document["machine"], document["settings"]
-    made = "--quick" if settings["quick"] else ""
     where = f"{facts['cores']} cores of {_article(facts['cpu'])}, {facts['file_system']}"
     lines = [
-        f"Messages a second: the median of {settings['rounds']} rounds of `make bench{made}`, on {where};",
+        f"Messages a second: the median of {settings['rounds']} rounds of `make bench`, on {where};",
         "the server on one core, the load on the other. Each run checks its answers, and after each durable",
         "run the server was killed and asked for every acknowledged change. *Bare uvloop* and *C epoll* only",
         "say `OK`, to anything: they are the limits of the runtime and of one core.",
@@ -50,26 +40,23 @@ def headlines(document: Document) -> list[str]:
         "| what | pkgindex | " + " | ".join(title for _, title in PEERS) + " |",
         "| --- | ---: |" + " ---: |" * len(PEERS),
     ]
-    for name, title in HEADLINES:
+    for name, title in report.HEADLINES:
         measured = document["results"].get(name, {})
         if OURS in measured:
             rates = [measured.get(server) for server in (OURS, *(name for name, _ in PEERS))]
             cells = [rounded(middle(rounds)) if rounds else "" for rounds in rates]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    if (report.RESULTS / "rates.png").exists():
-        lines += ["", "![Rates of all servers under all workloads](benchmarks/results/rates.png)"]
-    return lines
+    return [*lines, *_picture("headlines.png", "Rates of all servers", "")]
+
+
+def _picture(name: str, title: str, up: str = "../") -> list[str]:
+    """If it was drawn; `up` leads from the page to the repository."""
+    drawn = (report.RESULTS / name).exists()
+    return ["", f"![{title}]({up}benchmarks/results/{name})"] if drawn else []
 
 
 def _article(words: str) -> str:
     return ("an " if words[:1].lower() in "aeio" else "a ") + words
-
-
-def growth(document: Document) -> list[str]:
-    """For docs/performance.md: the curve, if it was drawn."""
-    if "growth" not in document["probes"] or not (report.RESULTS / "growth.png").exists():
-        return []
-    return ["![What a message costs the core, by packages](../benchmarks/results/growth.png)"]
 
 
 Block = Callable[[Document], list[str]]
@@ -77,9 +64,9 @@ PAGES: dict[str, dict[str, Block]] = {
     "README.md": {"figures": headlines},
     "docs/performance.md": {
         "targets": lambda d: [*report.head(d), *report.targets_table(d)],
-        "workloads": report.workloads_table,
+        "workloads": lambda d: [*report.workloads_table(d), *_picture("rates.png", "All rates")],
         "probes": report.probes_table,
-        "growth": growth,
+        "growth": lambda _: _picture("growth.png", "What a message costs the core, by packages"),
     },
 }
 

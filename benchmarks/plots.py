@@ -1,5 +1,6 @@
 """The results as pictures. Importing this needs matplotlib, which the `bench` extra has."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 from targets import OURS, Document, middle
-from workloads import TITLES
+from workloads import TITLES, WORKLOADS
 
 OUR_COLOUR, THEIR_COLOUR = "#c1440e", "#8a9aa8"
+OPEN = {workload.name for workload in WORKLOADS if workload.rate}
 CURVES = (
     ("query, hit, random order", "QUERY, hit"),
     ("query, miss", "QUERY, miss"),
@@ -22,14 +24,15 @@ CURVES = (
 )
 
 
-def rates(document: Document, path: Path) -> None:
-    """Bars: each server's rate under each workload that knows more than one server."""
+def rates(document: Document, path: Path, chosen: Container[str] | None = None) -> None:
+    """Bars: each server's rate under each workload, or each chosen one, that has more than one server."""
     compared = {
         name: measured
         for name, measured in document["results"].items()
-        if len(measured) > 1 and not name.startswith("open")
+        if len(measured) > 1 and name not in OPEN and (chosen is None or name in chosen)
     }
     if not compared:
+        path.unlink(missing_ok=True)
         return
     rows = -(-len(compared) // 2)
     drawing, axes = plt.subplots(
@@ -62,6 +65,7 @@ def growth(document: Document, path: Path) -> None:
     """Curves: what a message costs the core, by the size of the index."""
     figures = document["probes"].get("growth")
     if not figures:
+        path.unlink(missing_ok=True)
         return
     sizes = sorted({int(name.split()[0]) for name in figures})
     drawing, axis = plt.subplots(figsize=(8, 5), layout="constrained")

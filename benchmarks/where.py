@@ -17,7 +17,6 @@ from pathlib import Path
 import machine
 import workloads
 from servers import SERVERS
-from tables import synthetic
 
 DEFAULT = ("query-deep", "query-100", "index-100")
 
@@ -52,7 +51,7 @@ def record(workload: workloads.Workload, server_name: str, seconds: float, place
     folder = Path(tempfile.mkdtemp(prefix="where-", dir=place))
     try:
         server.start(folder)
-        server.load(synthetic(workload.size))
+        server.load(workload.needs())
         server.settle()
         words = [
             *workloads.options(workload, server),

@@ -158,7 +158,7 @@ def document(**probes: dict[str, float]) -> dict[str, Any]:
         },
         "versions": {"pkgindex": "pkgindex 1.0"},
         "titles": {server.name: server.title for server in made},
-        "settings": {"rounds": 3, "seconds": 1.5, "scale": 1, "quick": False},
+        "settings": {"rounds": 3, "seconds": 1.5, "scale": 1},
         "strangers_cpu": 0,
         "skipped": {"redis": "redis-server is not installed"},
         "failed": {},
