@@ -258,6 +258,6 @@ CAMPAIGNS = (
         "Every byte of FORMAT, journal, snapshot and package files flipped, swapped, cut off, every file "
         "removed: the right index or a refusal that names the file, and `check` finds it.",
         damage,
-        seconds=(60.0, 480.0),
+        seconds=(100.0, 600.0),
     ),
 )
