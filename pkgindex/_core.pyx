@@ -476,8 +476,34 @@ cdef class Graph:
         """Whether the open commit takes no more changes; a batch given now stops before the next one."""
         return self.redo.size > REDO_LIMIT
 
+    def note(self, lines):
+        """Add notes, complete lines of what became of origins' messages, to the open commit (rule F2).
+
+        Not before its first change: a batch without one would not be read back, so RuntimeError then.
+        Raises ValueError if one is no note; none of them is added then."""
+        cdef Py_buffer view
+        cdef const unsigned char *p
+        cdef const unsigned char *end
+        cdef const unsigned char *letters = NULL
+        if not self.lines:
+            raise RuntimeError("a note needs a change to be committed with")
+        PyObject_GetBuffer(lines, &view, PyBUF_SIMPLE)
+        try:
+            p = <const unsigned char *>view.buf
+            end = p + view.len
+            while p < end:
+                p = parse_note(p, end, &letters)
+                if p == NULL:
+                    raise ValueError("not a note of what became of an origin's messages")
+                p += 1
+            if not bytes_reserve(&self.redo, view.len):
+                raise MemoryError("no memory for another note")
+            bytes_put(&self.redo, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
     def seal(self):
-        """Close the open commit: (ticket, redo lines as a memoryview, number of changes).
+        """Close the open commit: (ticket, redo lines and notes as a memoryview, number of changes).
 
         The view is good until the next seal(), which must wait for this commit to be settled."""
         cdef Bytes spare = self.sealed
@@ -653,12 +679,15 @@ cdef class Graph:
 
     # --- recovery -------------------------------------------------------------------------------
 
-    def replay(self, lines, bint track=True):
+    def replay(self, lines, bint track=True, list notes=None):
         """Apply redo lines as they stand, judging nothing (rule W4); with `track` mark the files they touch.
 
-        A dependency that is not indexed is interned all the same: see dangling(). Returns the number
-        of lines. Raises ValueError, naming the offset, if one is not a redo line."""
+        A dependency that is not indexed is interned all the same: see dangling(). Notes among the lines
+        go to the end of `notes` as (origin, first, letters). Returns the number of lines without them.
+        Raises ValueError, naming the offset, if one is not a redo line; a note is none without `notes`."""
         cdef Py_buffer view
+        cdef const unsigned char *newline
+        cdef const unsigned char *letters = NULL
         cdef const unsigned char *start
         cdef const unsigned char *p
         cdef const unsigned char *end
@@ -671,6 +700,15 @@ cdef class Graph:
             start = p = <const unsigned char *>view.buf
             end = p + view.len
             while p < end:
+                if p[0] == c'@' and notes is not None:
+                    newline = parse_note(p, end, &letters)
+                    if newline == NULL:
+                        raise ValueError(f"not a redo line at byte {p - start}")
+                    notes.append((p[1:1 + NOTE_ORIGIN].decode("ascii"),
+                                  int(p[2 + NOTE_ORIGIN:letters - p - 1]),
+                                  letters[:newline - letters].decode("ascii")))
+                    p = newline + 1
+                    continue
                 parsed = self.parse_redo_group(p, end, group, hashes)
                 if parsed == 0:
                     raise ValueError(f"not a redo line at byte {p - start}")

@@ -4,6 +4,9 @@
 #                                           change took away from it, so that no reverse file is forgotten
 #     -wget|gettext,libidn2                 wget is removed; what it depended on until then
 #     *zlib                                 zlib's reverse file is owed (in a segment's head only)
+#     @0f3c… 1041 OOFEO                     what became of messages 1041 to 1045 of the origin 0f3c… (32
+#                                           digits): OK, FAIL or ERROR. A note (in a batch only, rule F2):
+#                                           it is no change, is not counted as one, and no graph shows it
 #
 # Large reverse files are owed: written rarely (N2), and named until then in the head of each segment.
 #
@@ -117,6 +120,35 @@ cdef bint parse_redo(const unsigned char *p, const unsigned char *end, Redo *r) 
     r.end = p + 1
     r.hashes = NULL
     return True
+
+
+cdef enum:
+    NOTE_ORIGIN = 32     # hexadecimal digits
+    NOTE_FIRST = 18      # decimal digits at most
+
+
+cdef const unsigned char *parse_note(const unsigned char *p, const unsigned char *end,
+                                     const unsigned char **letters) noexcept nogil:
+    """The newline of the note at `p`, and where its letters begin; NULL if it is none."""
+    cdef const unsigned char *newline = <const unsigned char *>memchr(p, c'\n', end - p)
+    cdef const unsigned char *digits = p + 1 + NOTE_ORIGIN + 1
+    cdef const unsigned char *q
+    if newline == NULL or newline < digits or p[0] != c'@' or digits[-1] != c' ':
+        return NULL
+    q = p + 1
+    while q < digits - 1:
+        if not (c'0' <= q[0] <= c'9' or c'a' <= q[0] <= c'f'):
+            return NULL
+        q += 1
+    q = digits
+    while c'0' <= q[0] <= c'9':    # a newline is there to end it
+        q += 1
+    if not 1 <= q - digits <= NOTE_FIRST or digits[0] == c'0' or q[0] != c' ':
+        return NULL
+    letters[0] = q = q + 1
+    while q[0] == c'O' or q[0] == c'F' or q[0] == c'E':
+        q += 1
+    return newline if q == newline and q > letters[0] else NULL
 
 
 cdef void put_line(Dependencies *g, Bytes *out, Node *node) noexcept nogil:

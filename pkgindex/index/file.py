@@ -82,7 +82,11 @@ class FileIndex(Index):
         if recovered.distrusted:
             logger.warning("snapshot not read", why=recovered.distrusted, instead="package files")
         self._journal.open(
-            recovered.effect, recovered.next_change, recovered.snapshot, recovered.covered
+            recovered.effect,
+            recovered.next_change,
+            recovered.snapshot,
+            recovered.covered,
+            recovered.origins,
         )
         self._behind = WriteBehind(
             mount,

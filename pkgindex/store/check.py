@@ -171,7 +171,7 @@ def repair(store: Offline, report: Report) -> None:
         graph = recovered.graph
         graph.replay("".join(_owed_lines(report)).encode())
         journal = Journal(mount, mine, graph.owed_lines)
-        journal.open(graph.effect(), recovered.next_change)
+        journal.open(graph.effect(), recovered.next_change, origins=recovered.origins)
         try:
             write_all_files(mount, mine.staging, fmt.shards, graph, journal)
         finally:

@@ -1,4 +1,4 @@
-"""FORMAT: what this store is, written once when it is made (rule N3).
+"""FORMAT: what this store is, written when it is made (rule N3).
 
     pkgindex store 1
     {"compatible": [], "id": "5f0c…", "incompatible": [], "names": "percent", "shards": 256}
@@ -8,23 +8,28 @@ Guarantee: two servers that make the same store at once agree on one FORMAT, for
 of them through, and both read it back. A store is made only in a folder that is empty or absent: an
 unmounted mount point looks empty too, so a folder that /etc/fstab means to be mounted and is not is
 refused unless the caller insists.
+
+It changes once at most in a store's life for each feature that a release before would misread: require()
+names it under "incompatible" before anything of it is written, and such a release then refuses the store,
+even if it has read the old FORMAT: it reads it again after its fence.
 """
 
 import json
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pkgindex._core import crc32c
 from pkgindex.errors import StoreDamaged, StoreUnreachable, UnknownFormat
-from pkgindex.store.mount import FILE_MODE, FOLDER_MODE, Mount, write_all
+from pkgindex.store.mount import FILE_MODE, FOLDER_MODE, Mount, Staging, write_all
 
-__all__ = ["FOLDERS", "Format", "complete", "create", "read"]
+__all__ = ["FOLDERS", "ORIGINS", "Format", "complete", "create", "read", "require"]
 
 VERSION = 1
 SHARDS = 256  # 1 million packages are 4,000 files a folder: quick to list, on any file system
-FEATURES: frozenset[str] = frozenset()  # incompatible ones that this release knows
+ORIGINS = "origins"  # batches hold notes, and heads a table, that must not be dropped (rule F2)
+FEATURES = frozenset({ORIGINS})  # incompatible ones that this release knows
 FOLDERS = ("staging", "journal", "snapshot", "forward", "reverse")
 
 # What may lie in a folder that still counts as empty.
@@ -38,6 +43,21 @@ class Format:
 
     id: str
     shards: int
+    # Not compared: a store is the same one when it has got another feature.
+    incompatible: tuple[str, ...] = field(default=(), compare=False)
+    compatible: tuple[str, ...] = field(default=(), compare=False)
+
+    def encode(self) -> bytes:
+        """The bytes of the file."""
+        fields = {
+            "id": self.id,
+            "shards": self.shards,
+            "names": "percent",
+            "incompatible": self.incompatible,
+            "compatible": self.compatible,
+        }
+        body = f"pkgindex store {VERSION}\n{json.dumps(fields, sort_keys=True)}\n".encode()
+        return body + b"crc32c %08x\n" % crc32c(body)
 
 
 def read(mount: Mount) -> Format | None:
@@ -70,7 +90,12 @@ def read(mount: Mount) -> Format | None:
         raise UnknownFormat(
             f"{path}: needs a release that knows {', '.join(unknown) or fields['names']}"
         )
-    return Format(fields["id"], fields["shards"])
+    return Format(
+        fields["id"],
+        fields["shards"],
+        tuple(fields["incompatible"]),
+        tuple(fields["compatible"]),
+    )
 
 
 def _refuse_without(mount: Mount) -> None:
@@ -82,7 +107,7 @@ def _refuse_without(mount: Mount) -> None:
     if "FORMAT" not in there and {"staging", "journal", "forward"}.issubset(there):
         raise StoreDamaged(
             f"{mount.path('FORMAT')}: missing, though the rest of a store is there: restore it from any "
-            "backup of this store (it never changes)"
+            "backup of this store"
         )
 
 
@@ -133,19 +158,31 @@ def complete(mount: Mount) -> None:
         Mount(os.path.dirname(mount.root)).sync_folder()
 
 
+def require(mount: Mount, staging: Staging, feature: str) -> None:
+    """Name an incompatible feature in FORMAT, durably, unless it is named already.
+
+    By the store's writer, before it writes the first of what only such a release can read. Raises OSError,
+    and what read() raises."""
+    fmt = read(mount)
+    if fmt is None:
+        raise FileNotFoundError(2, "missing", mount.path("FORMAT"))
+    if feature in fmt.incompatible:
+        return
+    named = replace(fmt, incompatible=tuple(sorted({*fmt.incompatible, feature})))
+    fd = staging.create("format", named.encode())
+    try:
+        inode = os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+    staging.publish("format", "FORMAT")
+    mount.sync_name("", "FORMAT", inode)
+
+
 def _write(mount: Mount) -> None:
-    fields = {
-        "id": secrets.token_hex(16),
-        "shards": SHARDS,
-        "names": "percent",
-        "incompatible": [],
-        "compatible": [],
-    }
-    body = f"pkgindex store {VERSION}\n{json.dumps(fields, sort_keys=True)}\n".encode()
     new = mount.path(UNFINISHED + secrets.token_hex(8))
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
-        write_all(fd, body + b"crc32c %08x\n" % crc32c(body))
+        write_all(fd, Format(secrets.token_hex(16), SHARDS).encode())
         os.fsync(fd)
     finally:
         os.close(fd)

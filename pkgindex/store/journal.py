@@ -1,8 +1,8 @@
 """The journal: a chain of segments, each a head and then batches of redo lines.
 
     pkgindex journal 1
-    {"bytes": 21, "covered": 0, "epoch": 3, "next": 1235, "origins": [], "previous": [8192, 2597310127],
-     "segment": 1, "snapshot": null, "written": 1234}           (on one line)
+    {"bytes": 21, "covered": 0, "epoch": 3, "forgotten": 0, "next": 1235, "origins": [],
+     "previous": [8192, 2597310127], "segment": 1, "snapshot": null, "written": 1234}   (on one line)
     *zlib
     +wget|gettext|zlib
     head 9ae0daaf
@@ -13,9 +13,9 @@ Purpose: a change is durable once its batch is here, long before its package fil
 the commit itself are _commit.pxi's; this module makes segments and takes them away.
 
 Guarantees (rule W6): a head carries its epoch and number, the number of the next change, the size and
-checksum of the segment before it, and the table of origins, which is empty while one server writes
-alone. It is born in staging, synced, published by a rename, its name synced, and proven, before a batch
-rests on it. A segment goes only when a durable head behind it says that it is not needed: that all of
+checksum of the segment before it, and the table of origins, which is empty where one server has always
+written alone. It is born in staging, synced, published by a rename, its name synced, and proven, before
+a batch rests on it. A segment goes only when a durable head behind it says that it is not needed: that all of
 its changes are in package files ("written"), and in the snapshot if there is one. So a segment that is
 missing and that the newest head needs is damage. They go in ascending order, each removal synced and
 seen gone before the next.
@@ -37,6 +37,7 @@ from pkgindex._core import crc32c
 from pkgindex.store._disk import Committer, read_batches
 from pkgindex.store.claim import SEGMENT, Claim
 from pkgindex.store.mount import Mount, epoch_name
+from pkgindex.store.origins import Origins, Recorded
 from pkgindex.store.snapshot import Snapshot
 
 __all__ = ["Head", "Journal", "Torn", "parse_head", "segment_name", "segments"]
@@ -64,12 +65,13 @@ class Head:
     next_change: int
     previous: tuple[int, int] | None  # size and CRC-32C of the segment before; None in the first
     lines: bytes = b""  # redo lines: the net effect of what was replayed, or files still owed
-    origins: tuple[object, ...] = ()
+    origins: tuple[Recorded, ...] = ()
     written: int = (
         0  # every change up to this one is in package files, but for those that `lines` owe
     )
     snapshot: Snapshot | None = None  # the newest; every later change is in the journal
     covered: int = 0  # bytes of `lines`, in front, that only the snapshot lacks and no package file
+    forgotten: int = 0  # see Origins
 
     @property
     def base(self) -> int:
@@ -82,6 +84,7 @@ class Head:
             "bytes": len(self.lines),
             "covered": self.covered,
             "epoch": self.epoch,
+            "forgotten": self.forgotten,
             "next": self.next_change,
             "origins": list(self.origins),
             "previous": self.previous,
@@ -112,10 +115,11 @@ def parse_head(data: bytes) -> tuple[Head, int]:
             fields["next"],
             None if previous is None else (previous[0], previous[1]),
             body[match.end() :],
-            tuple(fields["origins"]),
+            tuple(Recorded.checked(*each) for each in fields["origins"]),
             fields.get("written", UNKNOWN),
             Snapshot(*fields["snapshot"]) if fields.get("snapshot") else None,
             fields.get("covered", 0),
+            fields.get("forgotten", 0),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise Torn(f"its head is not whole: {error}") from error
@@ -156,6 +160,8 @@ class Journal:
         self._last: dict[int, int] = {}  # the last change in each of them
         self.written = 0  # see Head: what the next one is to say
         self.snapshot: Snapshot | None = None
+        # Of durable batches only, and of each before its changes may count as written: a segment may go then.
+        self.origins = Origins()
         self._base = 0  # what the newest head does not need any more
         self._turned = threading.Condition()
         self._failed: OSError | None = None
@@ -168,20 +174,25 @@ class Journal:
         next_change: int,
         snapshot: Snapshot | None = None,
         covered: bytes = b"",
+        origins: Origins | None = None,
     ) -> None:
         """Make the first segment, with what was replayed as its head (rule C6), and begin to commit.
 
         `effect`: redo lines that package files lack. `snapshot`: one that lacks these and, before them,
-        the lines of `covered`. Raises OSError; this writer may serve only once this has returned."""
+        the lines of `covered`. `origins`: the table that was read, kept in `origins` from now on.
+        Raises OSError; this writer may serve only once this has returned."""
         self.snapshot = snapshot
+        self.origins = origins or self.origins
         head = Head(
             self._claim.epoch,
             0,
             next_change,
             None,
             covered + effect,
+            self.origins.entries(),
             snapshot=snapshot,
             covered=len(covered),
+            forgotten=self.origins.forgotten,
         )
         self._begin(head)
         self._committer.prove()
@@ -205,7 +216,7 @@ class Journal:
     # --- from the event loop ----------------------------------------------------------------------
 
     def submit(self, lines: memoryview, number: int, first_change: int) -> None:
-        """Commit a batch; with no lines, just prove. One at a time."""
+        """Commit a batch of `number` changes; with no lines, just prove. One at a time."""
         self._committer.submit(lines, number, first_change)
 
     def completed(self) -> bool:
@@ -246,14 +257,18 @@ class Journal:
         committer = self._committer
         previous = (committer.offset, committer.checksum)
         old = committer.segment
+        # Before the table is read, which has everything that is written: see `origins`.
+        written, snapshot = self.written, self.snapshot
         head = Head(
             self._claim.epoch,
             old + 1,
             committer.next_change,
             previous,
             self._owed(),
-            written=self.written,
-            snapshot=self.snapshot,
+            self.origins.entries(),
+            written=written,
+            snapshot=snapshot,
+            forgotten=self.origins.forgotten,
         )
         self._begin(head)
         committer.prove()

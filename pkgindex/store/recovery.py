@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from pkgindex._core import Graph, crc32c
@@ -37,6 +37,7 @@ from pkgindex.store.journal import (
     segments,
 )
 from pkgindex.store.mount import Mount
+from pkgindex.store.origins import Origins
 from pkgindex.store.snapshot import Snapshot
 
 __all__ = [
@@ -87,6 +88,7 @@ class Recovered:
     snapshot: Snapshot | None = None  # that was read instead of package files
     covered: bytes = b""  # redo lines that only the snapshot lacks
     distrusted: str = ""  # why a snapshot that was there was not read
+    origins: Origins = field(default_factory=Origins)
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Replayed:
     next_change: int = 1
     size: int = 0  # bytes of redo lines
     covered: bytes = b""  # those that package files have already
+    origins: Origins = field(default_factory=Origins)
 
 
 def recover(
@@ -177,6 +180,7 @@ def _recover_once(
         base,
         found.covered if base is not None else b"",
         distrusted,
+        found.origins,
     )
 
 
@@ -248,7 +252,9 @@ def load_journal(
     if chain[0].segment and newest.written != UNKNOWN and chain[0].next_change > newest.base + 1:
         missing = segment_name(newest.epoch, chain[0].segment - 1)
         raise Gap(f"{mount.path('journal', missing)}: missing, though not all of it is in files")
-    replayed = Replayed()
+    # The newest head's table, whose results are the fewest, may lack the last batches of the segments
+    # that it still needs: their notes are replayed over it, and those that it has add nothing.
+    replayed = Replayed(origins=Origins(newest.origins, newest.forgotten))
     covered: list[bytes] = []
     before: tuple[int, int] | None = None  # size and checksum of the segment before
     next_change = 0
@@ -279,22 +285,31 @@ def load_journal(
         # What the newest head says is written needs no writing again: only the snapshot lacks it.
         written = listed is not newest and next_change - 1 <= newest.written
         covered.append(head.lines[: head.covered])
-        lines = [head.lines[head.covered :], *parts]
+        lines = head.lines[head.covered :]
+        notes: list[tuple[str, int, str]] = []
         try:
             graph.replay(covered[-1], track=False)
-            for part in lines:
-                graph.replay(part, track=not written)
+            graph.replay(lines, track=not written)
+            for part in parts:
+                graph.replay(part, track=not written, notes=notes)
         except ValueError as error:
             raise Gap(f"{path}: damaged: {error}") from None
-        replayed.size += sum(map(len, (covered[-1], *lines)))
+        replayed.origins.record_all(notes)
+        replayed.size += sum(map(len, (covered[-1], lines, *parts)))
         if written:
-            covered += lines
+            covered += [lines, *map(_without_notes, parts)]
     if newest.segment < reached[0]:
         missing = segment_name(newest.epoch, reached[0])
         raise Gap(f"{mount.path('journal', missing)}: missing, though it was acknowledged")
     replayed.next_change = next_change
     replayed.covered = b"".join(covered)
     return replayed
+
+
+def _without_notes(lines: bytes) -> bytes:
+    if b"\n@" not in lines:  # a batch begins with a change
+        return lines
+    return re.sub(rb"^@.*\n", b"", lines, flags=re.MULTILINE)
 
 
 def highest_chain(mount: Mount) -> list[Head]:

@@ -643,6 +643,7 @@ def test_w6_a_head_tells_its_epoch_number_next_change_and_the_segment_before(roo
         "bytes": 0,
         "covered": 0,
         "epoch": 1,
+        "forgotten": 0,
         "next": 3,
         "origins": [],
         "segment": 1,

@@ -49,7 +49,11 @@ class Writer:
         self.event = os.eventfd(0, os.EFD_CLOEXEC)
         self.journal = Journal(self.mount, self.claim, self.graph.owed_lines, self.event)
         self.journal.open(
-            recovered.effect, recovered.next_change, recovered.snapshot, recovered.covered
+            recovered.effect,
+            recovered.next_change,
+            recovered.snapshot,
+            recovered.covered,
+            recovered.origins,
         )
 
     @property
