@@ -133,13 +133,14 @@ class Bench:
         else:
             for server in taking_part:
                 self.have_loaded(server, workload)
+        seconds = self.seconds * workload.length
         for number in range(min(self.rounds, workload.rounds or self.rounds)):
             for server in taking_part:
                 if workload.durable:
                     place = self.place(workload, number, server)
-                    one = run_durable(workload, server, place, self.seconds)
+                    one = run_durable(workload, server, place, seconds)
                 else:
-                    one = run(workload, server, self.seconds)
+                    one = run(workload, server, seconds)
                 if workload.mount:
                     one.pop("strangers_cpu", None)  # these are the volume's own processes
                 results[server.name].append(one)

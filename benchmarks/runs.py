@@ -146,7 +146,8 @@ def _check(workload: Workload, server: Server, report: Result) -> None:
         "misses": ok == 0 and fail > 0,
         "no-effect": ok > 0 and fail > 0,
     }.get(workload.kind, ok > 0 and fail == 0)
-    wrong_beside = any(other["fail"] or other["error"] for other in report["streams"][1:])
+    beside = report["streams"][1:]
+    wrong_beside = any(one["fail"] or one["error"] or not one["ok"] for one in beside)
     if stream["error"] or wrong_beside or (server.judges and not right):
         raise BenchError(
             f"{server.name}: wrong answers to {workload.name}: {json.dumps(report)[:600]}"
@@ -159,4 +160,7 @@ def _result(workload: Workload, report: Result, watch: Watch) -> Result:
     shares = watch.shares(report["busy"], messages)
     if workload.rate:
         del shares["generator_cpu"]  # all of it: the open loop spins
-    return {"rate": stream["rate"], "latency_us": stream["latency_us"], **shares}
+    rates = {"rate": stream["rate"]}
+    if workload.beside:
+        rates["beside_rate"] = report["streams"][1]["rate"]
+    return {**rates, "latency_us": stream["latency_us"], **shares}

@@ -45,8 +45,13 @@ def free_port() -> int:
 
 
 def output_of(*command: str | Path) -> str:
-    """What a command prints."""
-    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+    """What a command prints. Raises BenchError if it fails."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(
+            f"{Path(command[0]).name}: exit code {done.returncode}: {done.stderr[-400:]}"
+        )
+    return done.stdout
 
 
 class Server:

@@ -6,6 +6,7 @@ How one is run and checked stands in runs.py; what they are measured for, in tar
 # ruff: noqa: RUF001
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import machine
 import tables
@@ -15,6 +16,8 @@ BASE = 30_000  # packages that are there before a run
 DRAWN = 500_000  # messages of a run whose packages are drawn by popularity
 TEN_MILLION = 10_000_000
 MEMORY_A_PACKAGE = 600  # bytes, the generator's too
+
+LONG = 8.0  # 12 s: within it comes a round of package files, and the table of names grows
 
 EVERY = 10  # one message in so many of a mixed load is a change
 TURN = 200  # packages of a connection that go, and then come again
@@ -46,6 +49,7 @@ class Workload:
     rate: float = 0  # messages a second if not as many as possible: the open loop
     beside: float = 0  # durable INDEX a second, of other clients, meanwhile
     rounds: int = 0  # at most; 0: as many as the bench does
+    length: float = 1  # times as long as other runs
     mount: bool = False  # on a GlusterFS mount
 
     @property
@@ -74,7 +78,9 @@ def _queries() -> Iterator[Workload]:
         return Workload(name, f"QUERY {title}", "queries", *more, **options)  # type: ignore[arg-type]
 
     in_process = ("sqlite", "files")
-    yield one("query-1", "hits, 1 connection, depth 1", "hits", 1, 1, (*QUERIES, *in_process))
+    yield one(
+        "query-1", "hits, 1 connection, depth 1", "hits", 1, 1, (*QUERIES, *in_process), rounds=3
+    )
     yield one("query-100", "hits, 100 connections, depth 1", "hits", 100, 1, (*QUERIES, "files"))
     few = ("pkgindex", *LIMITS, "redis")
     yield one("misses-100", "misses, 100 connections, depth 1", "misses", 100, 1, few, rounds=3)
@@ -134,9 +140,10 @@ def _changes() -> Iterator[Workload]:
 def _steady() -> Iterator[Workload]:
     title = "QUERY, open loop at 20,000/s"
     loop = ("steady", "hits", 20, 1)
-    yield Workload("open", title, *loop, ("pkgindex", "uvloop"), rate=20_000)
+    times = {"rate": 20_000, "rounds": 3, "length": LONG}
+    yield Workload("open", title, *loop, ("pkgindex", "uvloop"), **times)
     title = "QUERY, open loop at 20,000/s, beside 5,000 durable INDEX/s"
-    yield Workload("open-beside", title, *loop, ("pkgindex",), rate=20_000, beside=5_000)
+    yield Workload("open-beside", title, *loop, ("pkgindex",), beside=5_000, **times)
 
 
 def _mount() -> Iterator[Workload]:
@@ -158,6 +165,9 @@ WORKLOADS = (*_queries(), *_changes(), *_steady(), *_mount())
 TITLES = {workload.name: workload.title for workload in WORKLOADS}
 
 
+_fresh = count()
+
+
 def options(workload: Workload, server: Server) -> list[str]:
     """What load.c is told: the messages, and how they are sent. Raises tables.Absent."""
     words = ["--connections", str(workload.connections), "--depth", str(workload.depth)]
@@ -165,7 +175,8 @@ def options(workload: Workload, server: Server) -> list[str]:
     if workload.rate:
         words += ["--rate", str(workload.rate)]
     if workload.beside:
-        beside = ["--stream", "--template", server.index(NEW, []), "--replies", server.replies]
+        name = f"beside-{next(_fresh)}-%c-%d"  # or a second run would find it all done
+        beside = ["--stream", "--template", server.index(name, []), "--replies", server.replies]
         beside += ["--connections", "10", "--rate", str(workload.beside)]
     else:
         beside = []
