@@ -9,6 +9,7 @@ import matplotlib as mpl
 mpl.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
+from probes import LINE
 from targets import OURS, Document, middle
 from workloads import TITLES, WORKLOADS
 
@@ -71,6 +72,8 @@ def growth(document: Document, path: Path) -> None:
     drawing, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for key, title in CURVES:
         axis.plot(sizes, [figures[f"{size} {key}"] for size in sizes], marker="o", label=title)
+    line = [figures[f"{size} {LINE}"] for size in sizes]
+    axis.plot(sizes, line, color="black", linestyle=":", label=f"{LINE}, on this machine")
     axis.set(
         xscale="log", xlabel="packages in the index, five dependencies each", ylabel="ns a message"
     )

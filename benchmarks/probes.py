@@ -36,6 +36,7 @@ BURSTS, BURST_SECONDS, QUIET_SECONDS = 3, 0.5, 3.0
 PATIENCE_SECONDS = 120
 STARTED = 1_000_000
 START_SECONDS = 600
+LINE = "a random line of as much memory"
 GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
 STARTS = 3
 LOCAL_WRITERS, REMOTE_WRITERS = 1, 8  # threads of pkgindex that write package files
@@ -133,10 +134,16 @@ def growth(folder: Path, scale: float) -> Figures:  # noqa: ARG001
         program = machine.pinned(
             machine.SERVER_CPU, sys.executable, machine.HERE / "core.py", "--growth", size
         )
-        found |= {
-            f"{size} {what}": value for what, value in json.loads(output_of(*program)).items()
-        }
+        one = json.loads(output_of(*program))
+        one[LINE] = _line_ns(round(one["bytes a package"] * int(size)))
+        found |= {f"{size} {what}": value for what, value in one.items()}
     return found
+
+
+def _line_ns(size: int) -> float:
+    """What the machine needs for a random line of so many bytes of memory."""
+    program = machine.pinned(machine.SERVER_CPU, machine.compiled("peers/touch.c"), str(size))
+    return float(json.loads(output_of(*program))["ns"])
 
 
 def journal_bytes(folder: Path, scale: float) -> Figures:
@@ -177,16 +184,17 @@ def write_behind(folder: Path, scale: float) -> Figures:
     try:
         words = ["--template", server.index(NEW, []), "--connections", "16", "--depth", "1000"]
         # No stop of the load for its last answers, which wait for a round: the server is killed first.
-        words += ["--seconds", str(3 * seconds + 30), "--until-killed"]
+        words += ["--seconds", str(START_SECONDS), "--until-killed"]
         load = [machine.compiled("load.c"), "--connect", f"127.0.0.1:{server.port}", *words]
         generator = subprocess.Popen(
             machine.pinned(machine.GENERATOR_CPU, *load), stdout=subprocess.DEVNULL
         )
         try:
-            _until(server, lambda now: now["rounds"] >= 2, "a second round")
-            first, began = _next_files(server)
+            first, began = _end_of_round(server)
             time.sleep(seconds)
-            last, ended = _next_files(server)
+            last, ended = _end_of_round(server)
+            if generator.poll() is not None:
+                raise BenchError("the generator ended before the server did")
         finally:
             server.kill()
             generator.wait()
@@ -201,10 +209,10 @@ def write_behind(folder: Path, scale: float) -> Figures:
     }
 
 
-def _next_files(server: Server) -> tuple[dict[str, int], float]:
-    """The counters when some more files have just been written (they count thousands at once)."""
-    before = counters(server)["files_written"]
-    now = _until(server, lambda now: now["files_written"] > before, "a file")
+def _end_of_round(server: Server) -> tuple[dict[str, int], float]:
+    """The counters when a round has just ended."""
+    before = counters(server)["rounds"]
+    now = _until(server, lambda now: now["rounds"] > before, "the end of a round")
     return now, time.monotonic()
 
 
