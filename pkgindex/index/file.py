@@ -331,7 +331,8 @@ def _claim(mount: Mount, lease: Lease, *, takeover: bool) -> Claim:
             return claim(mount, lease)
         except Withdrawn as withdrawn:
             reason = withdrawn
-            time.sleep(random.uniform(0, 0.05 * 2**attempt))
+            if attempt + 1 < CLAIMS:
+                time.sleep(random.uniform(0, 0.05 * 2**attempt))
     raise _owned(mount, highest_epoch(mount), f"another server claims it: {reason};")
 
 
