@@ -1,0 +1,1 @@
+"""Several servers on one mount: one writes, the others follow it, and any of them may take over."""
