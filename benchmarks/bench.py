@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +35,7 @@ from workloads import WORKLOADS, Workload
 
 BEGAN = time.monotonic()
 QUICK = ("query-100", "query-deep", "no-effect-100", "index-1", "index-100", "index-deep")
+QUICK_SIZE = 5_000  # packages: with more, most of the minute would go into their files
 QUICK_SERVERS = ("pkgindex", "c-epoll", "uvloop")
 BASELINE = machine.HERE / "baseline.json"
 
@@ -103,10 +105,12 @@ def chosen(
         wanted = wanted or set(QUICK_SERVERS)
     servers = [s for s in servers if not wanted or s.name in wanted]
     skipped = {s.name: reason for s in servers if (reason := s.absent())}
-    probes = [p for p in PROBES if is_chosen(p)]
+    workloads = [w for w in WORKLOADS if is_chosen(w)]
+    if options.quick:
+        workloads = [replace(w, size=min(w.size, QUICK_SIZE)) for w in workloads]
     return (
-        [w for w in WORKLOADS if is_chosen(w)],
-        probes,
+        workloads,
+        [p for p in PROBES if is_chosen(p)],
         [s for s in servers if s.name not in skipped],
         skipped,
     )
