@@ -59,21 +59,27 @@ class Server:
             raise ClientError(
                 f"{self.tls_key}: a key without its certificate: name that with --tls-cert"
             )
-        path: str | None = None
+        for path in filter(None, files):
+            try:
+                with open(path, "rb") as file:  # noqa: PTH123  # pathlib loads longer than this command
+                    file.read(1)
+            except OSError as error:
+                raise ClientError(f"{path}: cannot read it: {error.strerror}") from None
         try:
-            for path in filter(None, files):
-                with open(path, "rb"):  # noqa: PTH123  # pathlib takes longer to load than this command
-                    pass
-            path = self.tls_ca
             context = ssl.create_default_context(cafile=self.tls_ca)
-            if self.tls_cert:
-                path = self.tls_cert
-                context.load_cert_chain(self.tls_cert, self.tls_key, _no_password)
         except ssl.SSLError:
-            what = "the certificate of a CA" if path == self.tls_ca else "a certificate and its key"
-            raise ClientError(f"{path}: not {what}, in PEM") from None
-        except OSError as error:
-            raise ClientError(f"{path}: cannot read it: {error.strerror}") from None
+            raise ClientError(f"{self.tls_ca}: not the certificate of a CA, in PEM") from None
+        if self.tls_cert:
+            try:
+                context.load_cert_chain(self.tls_cert, self.tls_key, _no_password)
+            except ssl.SSLError as error:
+                both = f"{self.tls_cert} and {self.tls_key}" if self.tls_key else self.tls_cert
+                why = (
+                    "this key is not that certificate's"
+                    if error.reason == "KEY_VALUES_MISMATCH"
+                    else "not a certificate and its key, in PEM"
+                )
+                raise ClientError(f"{both}: {why}") from None
         return context
 
 
