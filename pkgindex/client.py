@@ -35,9 +35,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from pkgindex.errors import ClientError
+from pkgindex.transport import CLOSED, Endpoint, TLSSocket
 
 if TYPE_CHECKING:
     # Its import takes longer than a whole `pkgindex query`; only AsyncClient needs it.
@@ -61,7 +62,6 @@ __all__ = [
 _T = TypeVar("_T")
 
 DEFAULT_SERVER = "127.0.0.1:8080"
-DEFAULT_PORT = 8080
 # Seconds. A change waits for the server's storage, and a busy network mount may take many seconds.
 DEFAULT_TIMEOUT = 60.0
 DEFAULT_CONNECT_TIMEOUT = 10.0
@@ -71,9 +71,7 @@ _SLICE = 1024
 _READ_SIZE = 256 * 1024
 # The longest answer is "ERROR": more bytes without a newline are not an answer.
 _LONGEST_ANSWER = 5
-_TLS = "tls://"
 _UNASKED = "it answered more often than it was asked"
-_CLOSED = "the server closed it"
 
 _PROTOCOL_NAME = re.compile(r"[!-+\--{}~]{1,255}")
 _FRAMED_NAME = re.compile(r"[^|,\n]+")
@@ -158,29 +156,6 @@ def _checked(messages: list[str]) -> list[str]:
     return messages
 
 
-def _address(server: str) -> str | tuple[str, int]:
-    """The path of a Unix socket, or (host, port). Raises ClientError for what is neither."""
-    server = server.removeprefix(_TLS)
-    if server.startswith("unix:") and len(server) > len("unix:"):
-        return server.removeprefix("unix:")
-    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?", server)
-    if match is None or not 0 < (port := int(match[3] or DEFAULT_PORT)) < 65536:
-        raise ClientError(
-            f"{server!r} names no server: write HOST:PORT, [IPV6]:PORT or unix:PATH, or tls:// before it"
-        )
-    return match[1] or match[2], port
-
-
-def _reason(error: OSError | UnicodeError) -> str:
-    # Both are an ssl.SSLError's, which is an OSError: what is wrong without OpenSSL's file and line.
-    if why := getattr(error, "verify_message", None):
-        return f"its certificate is not to be trusted: {why}"
-    if why := getattr(error, "reason", None) if not isinstance(error, UnicodeError) else None:
-        return f"TLS: {why.replace('_', ' ').lower()}"
-    # str() of a plain OSError starts with "[Errno N]", which tells a user nothing.
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 class _Outgoing:
     """Messages on their way into a non-blocking socket, joined to one write a slice."""
 
@@ -204,7 +179,7 @@ class _Outgoing:
         """
         return len(self.taken) - bytes(self._chunk).count(b"\n")
 
-    def write(self, sock: socket.socket | _TLSSocket) -> None:
+    def write(self, sock: socket.socket | TLSSocket) -> None:
         """Writes as much of one slice as the socket takes without waiting."""
         if not self._chunk and not self.exhausted:
             self._take()
@@ -269,14 +244,8 @@ class _Commands:
         Raises ClientError if `server` is malformed, or a Unix socket that is to speak TLS.
         """
         self.server = server
-        self._where = _address(server)
-        self._tls = tls
-        if tls is None and server.startswith(_TLS):
-            import ssl
-
-            self._tls = ssl.create_default_context()
-        if self._tls is not None and isinstance(self._where, str):
-            raise ClientError(f"{server}: a Unix socket has no TLS")
+        self._endpoint = Endpoint(server, tls)
+        self._answered = False  # something, on this connection
         self._timeout = timeout
         self._connect_timeout = connect_timeout
 
@@ -286,17 +255,6 @@ class _Commands:
             raise Rejected(f"{self.server} answered ERROR to {shown!r}")
         return answer is Answer.OK
 
-    def _unreachable(self, error: OSError | UnicodeError) -> ClientError:
-        why = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
-        what = "is the server running there?"
-        if getattr(error, "verify_message", None):
-            what = "name the CA that signed it"
-        elif self._tls is not None and not isinstance(
-            error, ConnectionRefusedError | socket.gaierror | UnicodeError
-        ):
-            what = "does the server speak TLS there?"
-        return ClientError(f"cannot connect to {self.server}: {why}; {what}")
-
     def _not_connected(self) -> NotConnected:
         return NotConnected(f"not connected to {self.server}: call connect() first")
 
@@ -304,57 +262,16 @@ class _Commands:
         return f"nothing moved for {self._timeout:g} seconds"
 
 
-class _TLSSocket:
-    """A non-blocking TLS socket that says BlockingIOError when it would have to wait, as a plain one."""
-
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        import ssl
-
-        self._socket = sock
-        self._waits = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
-        self.fileno = sock.fileno
-        self.close = sock.close
-
-    def send(self, data: memoryview) -> int:
-        try:
-            return self._socket.send(data)
-        except self._waits:
-            raise BlockingIOError from None
-
-    def recv(self, size: int) -> bytes:
-        try:
-            return self._socket.recv(size)
-        except self._waits:
-            raise BlockingIOError from None
-
-
 class Client(_Commands):
     """A blocking client. One thread at a time may use it."""
 
-    _socket: socket.socket | _TLSSocket | None = None
+    _socket: socket.socket | TLSSocket | None = None
 
     def connect(self) -> Self:
         """Connects, after closing what was connected. Raises ClientError if it cannot."""
         self.close()
-        try:
-            if isinstance(self._where, tuple):
-                sock = socket.create_connection(self._where, self._connect_timeout)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._tls is not None:
-                    # Its handshake has the time of the connection; a failure closes the socket.
-                    sock = self._tls.wrap_socket(sock, server_hostname=self._where[0])
-            else:
-                sock = socket.socket(socket.AF_UNIX)
-                try:
-                    sock.settimeout(self._connect_timeout)
-                    sock.connect(self._where)
-                except BaseException:
-                    sock.close()
-                    raise
-        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name.
-            raise self._unreachable(error) from error
-        sock.setblocking(False)
-        self._socket = sock if self._tls is None else _TLSSocket(cast("ssl.SSLSocket", sock))
+        self._socket = self._endpoint.connect(self._connect_timeout)
+        self._answered = False
         return self
 
     @property
@@ -431,7 +348,7 @@ class Client(_Commands):
         try:
             # What comes before anything is asked is no answer, or the end: then nothing is sent.
             with contextlib.suppress(BlockingIOError):
-                raise _ForeignAnswer(_UNASKED) if sock.recv(1) else ConnectionResetError(0, _CLOSED)
+                raise _ForeignAnswer(_UNASKED) if sock.recv(1) else ConnectionResetError(0, CLOSED)
             while True:
                 outgoing.write(sock)
                 if outgoing.exhausted and len(answers) == len(outgoing.taken):
@@ -446,8 +363,9 @@ class Client(_Commands):
                     except BlockingIOError:
                         continue  # TLS: a record of which not all is here, or one of its own
                     if not data:
-                        raise ConnectionResetError(0, _CLOSED)
+                        raise ConnectionResetError(0, CLOSED)
                     answers += reader.feed(data)
+                    self._answered = True
                     if len(answers) > outgoing.sent:
                         del answers[outgoing.sent :]
                         raise _ForeignAnswer(_UNASKED)
@@ -456,8 +374,9 @@ class Client(_Commands):
             reader.check_empty()
         except OSError as error:
             self.close()
+            why = self._endpoint.why_lost(error, self._answered)
             raise ConnectionLost(
-                self.server, _reason(error), outgoing.taken, answers, outgoing.sent
+                self.server, why, outgoing.taken, answers, outgoing.sent
             ) from error
         except BaseException:
             # Interrupted with answers still to come: the next question would get the wrong ones.
@@ -497,14 +416,8 @@ class AsyncClient(_Commands):
         import asyncio
 
         await self.close()
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                if isinstance(self._where, tuple):
-                    reader, writer = await asyncio.open_connection(*self._where, ssl=self._tls)
-                else:
-                    reader, writer = await asyncio.open_unix_connection(self._where)
-        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name.
-            raise self._unreachable(error) from error
+        reader, writer = await self._endpoint.open(self._connect_timeout)
+        self._answered = False
         self._writer = writer
         self._turn = asyncio.Lock()
         self._due: deque[_Due] = deque()
@@ -522,7 +435,7 @@ class AsyncClient(_Commands):
         writer = self._writer
         if writer is None:
             return
-        self._disconnect(ConnectionResetError(0, "this side closed it"))
+        self._disconnect(ConnectionAbortedError(0, "this side closed it"))
         self._reading.cancel()
         with contextlib.suppress(OSError):  # Broken already, which is as closed as it gets.
             await writer.wait_closed()
@@ -620,6 +533,7 @@ class AsyncClient(_Commands):
             while data := await reader.read(_READ_SIZE):
                 self._moved += 1
                 answers = parse.feed(data)
+                self._answered = True
                 while answers:
                     if not self._due or self._due[0].sent == len(self._due[0].answers):
                         raise _ForeignAnswer(_UNASKED)
@@ -630,7 +544,7 @@ class AsyncClient(_Commands):
                     self._drop_complete()
                 if not self._due:
                     parse.check_empty()
-            raise ConnectionResetError(0, _CLOSED)
+            raise ConnectionResetError(0, CLOSED)
         except OSError as error:
             if self._writer is writer:
                 self._disconnect(error)
@@ -647,9 +561,10 @@ class AsyncClient(_Commands):
         if writer is None:
             return
         writer.transport.abort()
+        why = self._endpoint.why_lost(error, self._answered)
         while self._due:
             due = self._due.popleft()
             if not due.done.done():
                 due.done.set_exception(
-                    ConnectionLost(self.server, _reason(error), due.messages, due.answers, due.sent)
+                    ConnectionLost(self.server, why, due.messages, due.answers, due.sent)
                 )

@@ -46,8 +46,10 @@ class Authority:
             *("-addext", "keyUsage=critical,keyCertSign"),
         )
 
-    def sign(self, name: str, names: str = "DNS:localhost,IP:127.0.0.1,IP:::1") -> Certificate:
-        """Make a certificate for these names (as in subjectAltName)."""
+    def sign(
+        self, name: str, names: str = "DNS:localhost,IP:127.0.0.1,IP:::1", days: int = 2
+    ) -> Certificate:
+        """Make a certificate for these names (as in subjectAltName); of -1 days it has expired."""
         made = Certificate(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
         extensions.write_text(f"subjectAltName={names}\n")
@@ -56,8 +58,8 @@ class Authority:
             *("-keyout", made.key, "-out", request, "-subj", f"/CN={name}"),
         )
         _openssl(
-            *("x509", "-req", "-in", request, "-CA", self.cert, "-CAkey", self.key, "-days", "2"),
-            *("-CAcreateserial", "-extfile", extensions, "-out", made.cert),
+            *("x509", "-req", "-in", request, "-CA", self.cert, "-CAkey", self.key),
+            *("-days", str(days), "-CAcreateserial", "-extfile", extensions, "-out", made.cert),
         )
         return made
 

@@ -24,7 +24,8 @@ BESIDE = {
     "errors": set(),
     "config": {"errors"},
     "log": set(),
-    "client": {"errors"},
+    "transport": {"errors"},
+    "client": {"transport", "errors"},
     "load": {"client", "errors"},
 }
 
