@@ -4,6 +4,8 @@ Before a fenced block a comment says what it is:
 
     <!-- run -->             commands after `$ ` and what they print, with a server that runs
     <!-- run stopped -->     the same on the stopped store ./pkgindex-data
+    <!-- run tls -->         the same with a server that speaks TLS, at tls://localhost:8443
+    <!-- run [tls] python -->    a program
     <!-- file: NAME -->      a file of the store that all such blocks together make up
 """
 
@@ -30,6 +32,7 @@ from pkgindex.store._disk import file_name, shard
 from pkgindex.store.check import check
 from pkgindex.store.journal import parse_head
 from pkgindex.store.offline import Offline
+from tests.certificates import Authority, needs_openssl
 from tests.reference import Model
 from tests.servers import Server, Wire
 
@@ -135,6 +138,24 @@ def test_python_examples_run(tmp_path: Path) -> None:
             program = tmp_path / f"example{number}.py"
             program.write_text(contents.replace("127.0.0.1:8080", address))
             assert run_in(tmp_path, f"{sys.executable} -W error {program}") == ""
+
+
+@needs_openssl
+def test_examples_of_tls_run_against_a_server_that_wants_certificates(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    ca.sign("me")
+    options = [*ca.sign("server").options, "--tls-client-ca", str(ca.cert)]
+    examples = blocks("run tls")
+    assert {kind for kind, _ in examples} == {"", "python"}
+    with Server("memory:", *options, listen="127.0.0.1:0,tls") as server:
+        for kind, contents in examples:
+            here = contents.replace("localhost:8443", f"localhost:{server.address[1]}")
+            if kind == "python":
+                (tmp_path / "example.py").write_text(here)
+                assert run_in(tmp_path, f"{sys.executable} -W error example.py") == ""
+            else:
+                for command, output in transcript(here):
+                    assert run_in(tmp_path, command) == output, command
 
 
 # --- samples of the store -------------------------------------------------------------------------
