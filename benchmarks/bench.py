@@ -14,6 +14,7 @@ import argparse
 import json
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -335,6 +336,7 @@ def main() -> int:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (hard, hard)
     )  # the peers raise no limit of their own
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server stays behind
     try:
         with disk(options.folder) as folder:
             document = measure(options, folder)
