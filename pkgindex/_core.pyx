@@ -164,8 +164,8 @@ cdef class Graph:
     cdef uint32_t slicing     # whose it is; 0: none
     cdef uint32_t entries     # that it has so far
     cdef readonly bint journalled
-    cdef readonly bint asked       # an answer rests on the open commit
-    cdef public object wake        # called when that becomes so, and when the open commit is full
+    cdef readonly uint64_t asked   # INDEX and REMOVE whose answers rest on the open commit
+    cdef public object wake        # called when that is no longer 0, and when the open commit is full
     cdef readonly uint64_t ticket  # of the open commit
     cdef readonly uint64_t settled
     cdef readonly uint64_t changes  # changes made so far: the number of the last one
@@ -210,7 +210,7 @@ cdef class Graph:
         cdef Message *m
         cdef int parsed, i, outcome = OK
         cdef uint64_t rests
-        cdef bint full = False, asked = self.asked
+        cdef bint full = False, asked = self.asked != 0
         self.replies.size = 0
         self.work = 0
         segment.ticket = 0
@@ -240,7 +240,7 @@ cdef class Graph:
                     batch.changes += 1
                     if self.journalled:
                         rests = self.ticket
-                        self.asked = True
+                        self.asked += 1
                 p = after[i]
                 if rests > segment.ticket and rests > self.settled:
                     if segment.end or segment.changes:
@@ -261,7 +261,7 @@ cdef class Graph:
                     self.replies.size += 6
                 segment.end = self.replies.size
         batch.start = p - base
-        if self.wake is not None and (self.asked > asked or self.redo.size > REDO_LIMIT):
+        if self.wake is not None and ((self.asked and not asked) or self.redo.size > REDO_LIMIT):
             self.wake()
         if segment == segments:
             batch.ticket = segment.ticket
@@ -514,7 +514,7 @@ cdef class Graph:
         self.redo = spare
         bytes_trim(&self.redo, 1 << 20)
         self.lines = 0
-        self.asked = False
+        self.asked = 0
         self.ticket += 1
         view = (PyMemoryView_FromMemory(self.sealed.data, self.sealed.size, PyBUF_READ)
                 if self.sealed.size else memoryview(b""))

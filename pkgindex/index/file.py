@@ -38,6 +38,10 @@ __all__ = ["FileIndex", "path_of"]
 # How long past the deadline the files that are being written when it comes may take.
 GRACE_SECONDS = 2.0
 
+# A commit with nothing to sync is only a proof, and that costs the same for one answer as for a hundred.
+# So it waits for so many turns of the loop while each brings more answers to share it.
+SHARING_TURNS = 2
+
 logger = log.get_logger()
 
 CLAIMS = 5  # tries against other claimants, with random pauses that grow (rule C8)
@@ -178,19 +182,25 @@ class FileIndex(Index):
         if not self._scheduled and not self._committing and self._loop:
             # Not at once: what the other connections have sent in this turn of the loop belongs to it.
             self._scheduled = True
+            if self._quiet:
+                self._quiet.clear()
             self._loop.call_soon(self._commit)
         if self._graph.full:
             self.congested = True
 
-    def _commit(self) -> None:
+    def _commit(self, before: int = 0, turns: int = SHARING_TURNS) -> None:
+        """Hand the open commit over. `before`: how many answers rested on it a turn ago."""
         self._scheduled = False
         if self._committing or self._commit_failed:
+            return
+        asked = self._graph.asked
+        if turns and self._loop and asked > before + 1 and not self._graph.redo_bytes:
+            self._scheduled = True
+            self._loop.call_soon(self._commit, asked, turns - 1)
             return
         _, lines, number = self._graph.seal()
         self._journal.submit(lines, number, self._graph.changes - number + 1)
         self._committing = True
-        if self._quiet:
-            self._quiet.clear()
 
     def _committed(self) -> None:
         """The eventfd was rung."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pkgindex._core import Batch
 from pkgindex.config import Settings
 from pkgindex.errors import ConfigError
 from pkgindex.index import open_index
@@ -69,6 +71,43 @@ def test_a_journal_over_its_limit_is_shortened_also_if_no_file_lags_behind(tmp_p
         go_on.set()
         asker.join(PATIENCE)
         assert answers == [OK] * 2000
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "commits"),
+    [
+        (b"REMOVE|a|\nREMOVE|b|\n", b"REMOVE|c|\n", 1),
+        (b"REMOVE|a|\n", b"REMOVE|c|\n", 2),
+        (b"INDEX|a|\nINDEX|b|\n", b"REMOVE|c|\n", 2),
+    ],
+    ids=["many without effect", "one without effect", "changes"],
+)
+def test_a_proof_alone_waits_a_turn_for_more_answers_if_many_share_it(
+    tmp_path: Path, first: bytes, second: bytes, commits: int
+) -> None:
+    """One client alone is not kept waiting, and neither are changes: their sync is what takes time."""
+    index = open_index(Settings(store=f"file:{tmp_path / 'index'}"))
+    assert isinstance(index, FileIndex)
+
+    async def tell_in_two_turns() -> int:
+        settled = asyncio.Event()
+        index.start(asyncio.get_running_loop(), settled.set, lambda error: None)
+        before = index.stats()["commits"]
+        tickets = []
+        for lines in (first, second):
+            batch = Batch()
+            batch.load(bytearray(lines), 0, len(lines), 10)
+            index.apply(batch)
+            tickets.append(batch.ticket)
+            await asyncio.sleep(0)
+        while index.settled < tickets[-1]:
+            settled.clear()
+            await asyncio.wait_for(settled.wait(), PATIENCE)
+        made = index.stats()["commits"] - before  # type: ignore[operator]
+        await index.stop(PATIENCE)
+        return int(made)
+
+    assert asyncio.run(tell_in_two_turns()) == commits
 
 
 # --- a scheme of another package ------------------------------------------------------------------
