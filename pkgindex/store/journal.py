@@ -182,7 +182,8 @@ class Journal:
         the lines of `covered`. `origins`: the table that was read, kept in `origins` from now on.
         Raises OSError; this writer may serve only once this has returned."""
         self.snapshot = snapshot
-        self.origins = origins or self.origins
+        if origins is not None:
+            self.origins = origins
         head = Head(
             self._claim.epoch,
             0,

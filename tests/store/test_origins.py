@@ -29,6 +29,7 @@ from pkgindex.store.origins import (
     letters_of,
     replies_of,
 )
+from tests.servers import Server, Wire
 from tests.store.writer import Writer
 
 X, Y, Z = ("0123456789abcdef" * 2, "f" * 32, "0" * 32)
@@ -262,6 +263,27 @@ def test_the_table_goes_on_through_heads_when_the_batches_have_gone(root: Path) 
         writer.write_files()
         ask(writer, "INDEX|b|", Recorded(X, 3, "E"))
     assert table_of(root) == ((X, 2, "OE"),)
+
+
+def test_that_all_were_forgotten_is_not_forgotten(root: Path) -> None:
+    with Writer(root) as writer:
+        ask(writer, "INDEX|a|", Recorded(X, 1, "O"))
+        for now in (0, FORGET_SECONDS):
+            writer.journal.origins.forget(now, (), writer.graph.changes)
+        writer.write_files()
+    with Writer(root) as writer:
+        writer.journal.rotate()
+    with Writer(root) as writer:
+        assert writer.journal.origins.entries() == ()
+        assert writer.journal.origins.resume(X, 0, 1) is None
+
+
+def test_a_server_that_writes_alone_keeps_the_table(root: Path) -> None:
+    with Writer(root) as writer:
+        ask(writer, "INDEX|a|", Recorded(X, 1, "O"))
+    with Server(f"file:{root}") as server, Wire(server.address) as wire:
+        assert wire.ask(b"INDEX|b|a\n") == b"OK\n"
+    assert table_of(root) == ((X, 1, "O"),)
 
 
 def test_a_head_that_was_made_before_the_table_was_told_loses_nothing(root: Path) -> None:
