@@ -5,6 +5,7 @@
     lease.py      LOCK: is the last writer's process still there
     claim.py      becoming the one writer: epoch, fence
     journal.py    segments, their heads, the thread that commits
+    origins.py    what became of messages that came through other servers: each takes effect once
     packages.py   write-behind rounds: package files from the graph
     recovery.py   reading it all back
     check.py      verifying it, mending what is derived

@@ -133,7 +133,7 @@ class Origins:
         """Where an origin goes on that has confirmed so much and has seen the index at `change`.
 
         None: what became of its messages is forgotten. It closes the connections that wait for them,
-        repeats nothing, and goes on with the next."""
+        repeats nothing, and goes on with the next. (So does one that is new and has none.)"""
         known = self._recorded.get(origin)
         if known is None:
             return None if change < self.forgotten else Resumed(confirmed, "")
