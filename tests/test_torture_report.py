@@ -149,6 +149,24 @@ def test_a_run_ends_with_1_if_anything_failed_and_reports_it_twice(tmp_path: Pat
     assert CliRunner().invoke(runner.main, command).exit_code == 0
 
 
+def test_what_failed_can_be_run_again_alone(tmp_path: Path) -> None:
+    def run(*options: str) -> int:
+        command = [*options, "--report", str(tmp_path)]
+        return CliRunner().invoke(runner.main, command).exit_code
+
+    def ran() -> list[str]:
+        facts = json.loads((tmp_path / "quick.json").read_text())
+        return [outcome["name"] for outcome in facts["outcomes"]]
+
+    assert run("--failed") == 2  # there is no report yet
+    assert run("--only", "fails", "--only", "holds") == 1
+    assert run("--failed") == 1
+    assert ran() == ["fails"]
+    assert run("--only", "holds") == 0
+    assert run("--failed") == 2
+    assert ran() == ["holds"]
+
+
 def test_a_name_that_is_none_is_a_wrong_command_line() -> None:
     result = CliRunner().invoke(runner.main, ["--only", "hold"])
     assert result.exit_code == 2

@@ -5,6 +5,7 @@
     python -m tests.torture --full                  # the whole of those that end within the hour
     python -m tests.torture --long                  # the whole of those that take longer
     python -m tests.torture --only kill --seed 7    # one again, from its seed
+    python -m tests.torture --failed --jobs 1       # what failed in the last run of this form, alone
 
 Each campaign runs in a process of its own, so that one that crashes or hangs is a failure of that one;
 the next runs all the same. Exit code 1 if anything failed, 2 for a wrong command line.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import multiprocessing
 import os
 import pkgutil
@@ -162,11 +164,24 @@ def _chosen(
     return ours, others
 
 
+def _failed(report: Path) -> tuple[str, ...]:
+    """Return the campaigns that a report says failed."""
+    try:
+        outcomes = json.loads(report.read_text())["outcomes"]
+    except FileNotFoundError:
+        raise click.BadParameter(f"no report {report}: run the campaigns first") from None
+    names = tuple(outcome["name"] for outcome in outcomes if outcome["failures"])
+    if not names:
+        raise click.BadParameter(f"nothing failed in {report}")
+    return names
+
+
 @click.command(help=__doc__)
 @click.option("--full", "form", flag_value="full", help="Whole campaigns, not the reduced ones.")
 @click.option("--long", "form", flag_value="long", help="The campaigns that take longer than all.")
 @click.option("--quick", "form", flag_value="quick", default="quick", help="The default.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this campaign; repeatable.")
+@click.option("--failed", is_flag=True, help="Only what the last report of this form says failed.")
 @click.option("--seed", type=int, help="Run again what a report names; else a new one.")
 @click.option(
     "--report", "folder", type=click.Path(path_type=Path), default=BUILD, show_default=True
@@ -174,10 +189,18 @@ def _chosen(
 @click.option("--jobs", default=JOBS, show_default=True, metavar="N", help="How many at a time.")
 @click.option("--list", "listing", is_flag=True, help="Name the campaigns and end.")
 def main(
-    form: str, only: tuple[str, ...], seed: int | None, folder: Path, jobs: int, listing: bool
+    form: str,
+    only: tuple[str, ...],
+    failed: bool,
+    seed: int | None,
+    folder: Path,
+    jobs: int,
+    listing: bool,
 ) -> None:
     console = Console(soft_wrap=True)
     known = campaigns()
+    if failed:
+        only = _failed(folder / f"{form}.json")
     ours, others = _chosen(known, only, form)
     if listing:
         for campaign in known.values():
