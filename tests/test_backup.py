@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def index_base(server: Server) -> None:
         assert set(wire.ask_all(line.encode() for line in lines)) == {b"OK\n"}
 
 
+def wait_for_a_snapshot(store: Path) -> None:
+    # The segment that names it is the only one left once a round is over.
+    patience = time.monotonic() + 60
+    while not any((store / "snapshot").iterdir()) or len([*(store / "journal").iterdir()]) > 1:
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+
+
 def packages_of(backup: Path) -> set[str]:
     """Return the packages of a copy, which must be sound."""
     with Offline(str(backup)) as store:
@@ -116,6 +125,7 @@ def test_a_copy_of_a_paused_store_has_all_that_was_acknowledged(name: str, tmp_p
     store, backup = tmp_path / "store", tmp_path / "backup"
     with Server(f"file:{store}") as server:
         index_base(server)
+        wait_for_a_snapshot(store)
         writer = Writer(server)
         writer.start()
         while writer.acknowledged < 20:
