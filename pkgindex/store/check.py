@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pkgindex._core import Graph
 from pkgindex.errors import StoreOwned
+from pkgindex.store import format as store_format
 from pkgindex.store._disk import file_name, shard
 from pkgindex.store.claim import Withdrawn, claim
 from pkgindex.store.journal import Journal
@@ -162,6 +163,7 @@ def repair(store: Offline, report: Report) -> None:
     Claims an epoch as any writer does. Raises PkgindexError, OSError."""
     mount, fmt = store.mount, store.format
     store.close()
+    store_format.complete(mount)
     with Lease(mount) as lease:
         try:
             mine = claim(mount, lease)

@@ -66,9 +66,9 @@ class Head:
     previous: tuple[int, int] | None  # size and CRC-32C of the segment before; None in the first
     lines: bytes = b""  # redo lines: the net effect of what was replayed, or files still owed
     origins: tuple[Recorded, ...] = ()
-    written: int = (
-        0  # every change up to this one is in package files, but for those that `lines` owe
-    )
+    # Every change up to this one is in package files, but for reverse files that are owed: by `lines`, or
+    # by those of an earlier head with the same `written`, whose round may have been cut short.
+    written: int = 0
     snapshot: Snapshot | None = None  # the newest; every later change is in the journal
     covered: int = 0  # bytes of `lines`, in front, that only the snapshot lacks and no package file
     forgotten: int = 0  # see Origins
@@ -163,6 +163,7 @@ class Journal:
         # Of durable batches only, and of each before its changes may count as written: a segment may go then.
         self.origins = Origins()
         self._base = 0  # what the newest head does not need any more
+        self._asked = self._answered = 0  # rotate()'s calls, and how many of them a head has heard
         self._turned = threading.Condition()
         self._failed: OSError | None = None
         self._ended = False
@@ -258,6 +259,7 @@ class Journal:
         committer = self._committer
         previous = (committer.offset, committer.checksum)
         old = committer.segment
+        asked = self._asked  # before what they ask for is read
         # Before the table is read, which has everything that is written: see `origins`.
         written, snapshot = self.written, self.snapshot
         head = Head(
@@ -277,6 +279,7 @@ class Journal:
             self._sizes[old] = previous[0]
             self._last[old] = head.next_change - 1
             self._base = head.base
+            self._answered = asked
             self._turned.notify_all()
 
     def _fail(self, error: OSError, *, report: bool = True) -> None:
@@ -291,13 +294,13 @@ class Journal:
     def rotate(self) -> None:
         """Begin the next segment, whose head says what is `written` and names the `snapshot`.
 
-        Blocks until the commit thread has done it. Raises OSError when that failed."""
+        Blocks until the commit thread has done it: a segment that it was already about to begin, because
+        the one before was full, does not count. Raises OSError when that failed."""
         with self._turned:
-            old = self._committer.segment
+            self._asked += 1
+            asked = self._asked
             self._committer.ask_rotation()
-            self._turned.wait_for(
-                lambda: self._committer.segment > old or self._failed or self._ended
-            )
+            self._turned.wait_for(lambda: self._answered >= asked or self._failed or self._ended)
             if self._failed:
                 raise self._failed
             if self._ended:

@@ -286,10 +286,13 @@ def load_journal(
         written = listed is not newest and next_change - 1 <= newest.written
         covered.append(head.lines[: head.covered])
         lines = head.lines[head.covered :]
+        # The newest head lacks those that a round was about to write; it may have been cut short.
+        owed = _owed(lines) if written and head.written == newest.written else b""
         notes: list[tuple[str, int, str]] = []
         try:
             graph.replay(covered[-1], track=False)
             graph.replay(lines, track=not written)
+            graph.replay(owed)
             for part in parts:
                 graph.replay(part, track=not written, notes=notes)
         except ValueError as error:
@@ -304,6 +307,10 @@ def load_journal(
     replayed.next_change = next_change
     replayed.covered = b"".join(covered)
     return replayed
+
+
+def _owed(lines: bytes) -> bytes:
+    return b"".join(re.findall(rb"^\*.*\n", lines, flags=re.MULTILINE))
 
 
 def _without_notes(lines: bytes) -> bytes:

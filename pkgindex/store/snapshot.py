@@ -20,6 +20,7 @@ Errors: OSError while it is written, as any failed write of this writer (rule W7
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from pkgindex.store.mount import Mount, Staging, write_all
 __all__ = ["Snapshot", "forget_others", "load", "write"]
 
 FOLDER = "snapshot"
+NAME = re.compile("[0-9a-f]{16}")
 TEMPORARY = "snapshot"
 
 # Copied out of the graph under the GIL in one go, as in packages.py: no client notices.
@@ -97,7 +99,7 @@ def write(
 def forget_others(mount: Mount, staging: Staging, kept: Snapshot | None) -> None:
     """Take away the snapshots that no head names any more."""
     for name in mount.names(FOLDER):
-        if kept is None or name != kept.name:
+        if NAME.fullmatch(name) and (kept is None or name != kept.name):
             staging.take("snapshot-gone", FOLDER, name)
             staging.discard("snapshot-gone")
 

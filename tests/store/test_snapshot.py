@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from pkgindex.store.check import check, repair
 from pkgindex.store.mount import Mount
 from pkgindex.store.offline import Offline
 from tests.servers import Server, Wire
-from tests.store.reading import head_of
+from tests.store.reading import head_of, read_files, read_index, reversed_index
 from tests.store.test_rules_claiming import caught, mutants
 from tests.store.writer import Writer, index_of, recovered_index
 
@@ -223,6 +225,84 @@ def test_w6_a_first_segment_that_is_missing_and_needed_is_damage(
         monkeypatch.setattr(recovery.Head, "base", 99)
     with caught(mutant), pytest.raises(StoreDamaged, match=first):
         recovered_index(root)
+
+
+@mutants("the newest head's are all")
+def test_c7_reverse_files_that_a_round_cut_short_was_to_write_are_owed_still(
+    root: Path, mutant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|lib|", *(f"INDEX|p{n}|lib" for n in range(4097)))
+        behind = writer.write_behind()
+        assert behind._round()
+        writer.ask("REMOVE|p7|")
+        behind.settled(writer.graph.settled)
+        assert behind._round()  # now all is written but for the large file
+        assert writer.graph.owed_lines() == b"*lib\n"
+        behind.stop(math.inf)
+        with monkeypatch.context() as patch:
+            patch.setattr(behind, "_late", lambda: True)
+            behind._release_owed()
+            assert not behind._round()
+    if mutant:
+        monkeypatch.setattr(recovery, "_owed", lambda lines: b"")
+    with Writer(root) as writer:
+        with caught(mutant):
+            assert writer.graph.dirty_reverses() == ["lib"]
+        writer.write_files()
+    with caught(mutant):
+        assert read_files(root, "reverse") == reversed_index(read_index(root))
+
+
+def test_w6_a_segment_that_was_begun_before_it_was_asked_for_is_not_the_one_asked_for(
+    root: Path,
+) -> None:
+    with Writer(root) as writer:
+        journal = writer.journal
+        told: list[int] = []
+
+        def end_a_round() -> None:
+            journal.written = 1
+            journal.rotate()
+            told.append(journal._base)
+
+        second = threading.Thread(target=end_a_round)
+
+        def owed_meanwhile() -> bytes:
+            journal._owed = bytes
+            second.start()
+            second.join(0.2)  # it has asked, and waits
+            return b""
+
+        writer.ask("INDEX|a|")
+        journal._owed = owed_meanwhile
+        journal.rotate()  # as the commit thread does by itself when a segment is full
+        second.join(60)
+        assert told == [1]
+
+
+def test_what_is_no_snapshot_in_their_folder_is_left_alone(root: Path) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|a|")
+        (root / "snapshot/@eaDir").mkdir()
+        (root / "snapshot/notes.txt").write_text("mine")
+        writer.write_files()
+        assert snapshots(root) == [f"{1:016x}", "@eaDir", "notes.txt"]
+
+
+def test_a_store_of_before_snapshots_is_repaired_before_any_server_has_had_it(root: Path) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|a|", "INDEX|b|a")
+        writer.write_files()
+    shutil.rmtree(root / "snapshot")
+    (wrong,) = (root / "reverse").glob("*/a")
+    wrong.unlink()
+    with Offline(str(root)) as store:
+        report = check(store)
+        assert not report.problems
+        repair(store, report)
+    with Offline(str(root)) as store:
+        assert check(store).is_sound
 
 
 def test_heads_of_the_release_before_are_read(root: Path) -> None:
