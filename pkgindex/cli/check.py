@@ -25,15 +25,15 @@ Examples:
 )
 @STORE
 @click.option(
-    "--repair", "mend", is_flag=True, help="Write wrong reverse files anew, from the forward files."
+    "--repair", "mend", is_flag=True, help="Write anew what follows from the rest of the store."
 )
 @click.option("--verbose", is_flag=True, help=f"List every wrong file, not just the first {SHOWN}.")
 def check(store: str, mend: bool, verbose: bool) -> int:
     """Verify every file of a store, its checksums, forward against reverse, and the journal.
 
-    STORE is a folder or a URL (file:PATH); the server on it must be stopped. Reverse files are derived
-    from forward files, so --repair can mend them; a damaged forward file or journal is named, and
-    nothing is guessed about what was in it.
+    STORE is a folder or a URL (file:PATH); the server on it must be stopped. --repair writes anew what
+    follows from the rest: reverse files from forward files, these from the snapshot, and that from them.
+    What nothing else has, such as a damaged journal, is named, and nothing is guessed about it.
     """
     from pkgindex.store import check as checking
 

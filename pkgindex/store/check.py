@@ -2,8 +2,9 @@
 
 What can be derived is told from what cannot. A reverse file that is missing, damaged or wrong follows
 from the forward files and is mended by repair(): it is rewritten by a claimed epoch, as any writer
-would; a snapshot follows from them too. A damaged or missing forward file and a damaged journal are
-named, and left as they are: what was in them is only in a backup.
+would. So is a forward file that is missing or damaged, while the snapshot is whole; and a snapshot, while
+the forward files are. What neither has, and a damaged journal, is named and left as it is: it is only in
+a backup. So is a whole forward file that says otherwise than the snapshot: somebody has changed it.
 """
 
 import re
@@ -19,7 +20,7 @@ from pkgindex.store.journal import Journal
 from pkgindex.store.lease import Lease
 from pkgindex.store.offline import READERS, Offline
 from pkgindex.store.packages import write_all_files
-from pkgindex.store.recovery import Problem, Progress, read_shards, recover, shard_folders
+from pkgindex.store.recovery import Gap, Problem, Progress, read_shards, recover, shard_folders
 
 __all__ = ["Report", "check", "repair"]
 
@@ -35,8 +36,12 @@ class Report:
     packages: int
     files: int
     problems: list[Problem] = field(default_factory=list)  # that only a backup can mend
-    derived: list[Problem] = field(default_factory=list)  # reverse files that can be written anew
-    mendable: list[str] = field(default_factory=list)  # their packages
+    derived: list[Problem] = field(default_factory=list)  # that can be written anew
+    reverse: list[str] = field(
+        default_factory=list
+    )  # the packages of the reverse files among these
+    forward: list[str] = field(default_factory=list)  # and of the forward files
+    rebuild: bool = False  # whether the snapshot is of no use
 
     @property
     def is_sound(self) -> bool:
@@ -47,8 +52,9 @@ class Report:
 def check(store: Offline, progress: Progress | None = None) -> Report:
     """Verify everything; `progress` is told (folders read, of all). Raises OSError."""
     contents = store.read(progress)
-    graph = contents.graph
-    report = Report(len(graph), len(graph), contents.problems)
+    report = Report(0, len(contents.graph), contents.problems)
+    graph = _with_snapshot(store, contents.graph, report)
+    report.packages = len(graph)
     named = {problem.path for problem in report.problems}
     lost = set()
 
@@ -59,8 +65,6 @@ def check(store: Offline, progress: Progress | None = None) -> Report:
             named.add(path)
             report.problems.append(Problem(path, f"missing, though {why}"))
 
-    if not report.problems:
-        _compare_with_snapshot(store, graph, report)
     for package, dependency in graph.dangling(1_000_000):
         missing(dependency, f"{package} depends on it")
     owed = set(graph.dirty_reverses())
@@ -84,23 +88,33 @@ def check(store: Offline, progress: Progress | None = None) -> Report:
     return report
 
 
-def _compare_with_snapshot(store: Offline, graph: Graph, report: Report) -> None:
-    """Files that were lost or changed by hand: a start that reads the snapshot does not see them."""
-    known, wrong = store.read_snapshot()
+def _with_snapshot(store: Offline, graph: Graph, report: Report) -> Graph:
+    """The index as a start reads it, from the snapshot if there is one; `graph` is that of the files.
+
+    Files that are missing or damaged beside it can be written anew; one that was changed is a problem."""
+    try:
+        known, wrong = store.read_snapshot()
+    except Gap:
+        return graph  # it is among the problems already
     if wrong is not None:
         report.derived.append(wrong)
     if known is None:
-        return
+        report.rebuild = True
+        return graph
+    damaged = {problem.path: problem for problem in report.problems}
     for package in known:
         path = _path(store, "forward", package)
         if package not in graph:
-            report.problems.append(Problem(path, "missing, though the snapshot has its package"))
+            report.derived.append(damaged.pop(path, Problem(path, "missing")))
+            report.forward.append(package)
         elif graph.dependencies(package) != known.dependencies(package):
-            report.problems.append(Problem(path, f"the snapshot has it otherwise; {REBUILD}"))
+            damaged[path] = Problem(path, f"the snapshot has it otherwise; {REBUILD}")
     for package in graph:
         if package not in known:
             path = _path(store, "forward", package)
-            report.problems.append(Problem(path, f"the snapshot does not have it; {REBUILD}"))
+            damaged[path] = Problem(path, f"the snapshot does not have it; {REBUILD}")
+    report.problems[:] = damaged.values()
+    return known
 
 
 def _reverse_files(
@@ -134,7 +148,7 @@ def _reverse_files(
 
 def _derived(report: Report, problem: Problem, package: str) -> None:
     report.derived.append(problem)
-    report.mendable.append(package)
+    report.reverse.append(package)
 
 
 def _path(store: Offline, kind: str, package: str) -> str:
@@ -158,7 +172,7 @@ def _decoded(name: str) -> str | None:
 
 
 def repair(store: Offline, report: Report) -> None:
-    """Write anew the reverse files that `report` calls derived, and let go of a snapshot. Closes `store`.
+    """Write anew what `report` calls derived. Closes `store`.
 
     Claims an epoch as any writer does. Raises PkgindexError, OSError."""
     mount, fmt = store.mount, store.format
@@ -167,13 +181,19 @@ def repair(store: Offline, report: Report) -> None:
     with Lease(mount) as lease:
         try:
             mine = claim(mount, lease)
-            recovered = recover(mount, fmt, mine, rebuild=True)
+            recovered = recover(mount, fmt, mine, rebuild=report.rebuild)
         except Withdrawn as reason:
             raise StoreOwned(f"{mount.root}: a server has claimed it meanwhile: {reason}") from None
         graph = recovered.graph
-        graph.replay("".join(_owed_lines(report)).encode())
+        graph.replay("".join(_owed_lines(report, graph)).encode())
         journal = Journal(mount, mine, graph.owed_lines)
-        journal.open(graph.effect(), recovered.next_change, origins=recovered.origins)
+        journal.open(
+            graph.effect(),
+            recovered.next_change,
+            recovered.snapshot,
+            recovered.covered,
+            recovered.origins,
+        )
         try:
             write_all_files(mount, mine.staging, fmt.shards, graph, journal)
         finally:
@@ -181,6 +201,8 @@ def repair(store: Offline, report: Report) -> None:
             mine.staging.close()
 
 
-def _owed_lines(report: Report) -> Iterator[str]:
-    for package in report.mendable:
+def _owed_lines(report: Report, graph: Graph) -> Iterator[str]:
+    for package in report.forward:
+        yield f"+{package}|{','.join(graph.dependencies(package))}|\n"
+    for package in report.reverse:
         yield f"*{package}\n"

@@ -138,6 +138,45 @@ def test_a_snapshot_that_no_head_names_is_not_read_and_goes(root: Path) -> None:
         assert snapshots(root) == [f"{2:016x}"]
 
 
+@pytest.mark.parametrize("how", ["missing", "cut", "another's"])
+@pytest.mark.parametrize("package", ["a", "b", "c"])  # depended on; depends on it; neither
+def test_check_mends_a_forward_file_from_the_snapshot(root: Path, how: str, package: str) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|a|", "INDEX|b|a", "INDEX|c|", "INDEX|d|a,b")
+        writer.write_files()
+        writer.ask("INDEX|e|d")
+        expected = writer.index
+    (path,) = (root / "forward").glob(f"*/{package}")
+    (other,) = (root / "forward").glob("*/d")
+    data = path.read_bytes()
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(data[:-1] if how == "cut" else other.read_bytes())
+    with Offline(str(root)) as store:
+        report = check(store)
+        assert not report.problems
+        assert [p.path for p in report.derived] == [str(path.relative_to(root))]
+        repair(store, report)
+    assert path.read_bytes() == data
+    with Offline(str(root)) as store:
+        assert check(store).is_sound
+    with Writer(root, rebuild=True) as writer:
+        assert writer.index == expected
+
+
+def test_check_mends_no_file_that_somebody_changed(root: Path) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|a|", "INDEX|b|a")
+        writer.write_files()
+    with Writer(root.parent / "other") as writer:
+        writer.ask("INDEX|a|", "INDEX|b|")
+        writer.write_files()
+    (path,) = (root / "forward").glob("*/b")
+    path.write_bytes((root.parent / "other" / path.relative_to(root)).read_bytes())
+    with Offline(str(root)) as store:
+        assert [p.path for p in check(store).problems] == [str(path.relative_to(root))]
+
+
 def test_rebuild_believes_the_files_and_check_names_those_that_differ(root: Path) -> None:
     with Writer(root) as writer:
         writer.ask("INDEX|a|", "INDEX|b|a", "INDEX|c|")
@@ -146,7 +185,7 @@ def test_rebuild_believes_the_files_and_check_names_those_that_differ(root: Path
     lost.unlink()
     assert "c" in recovered_index(root)
     with Offline(str(root)) as store:
-        assert [p.path for p in check(store).problems] == [str(lost.relative_to(root))]
+        assert [p.path for p in check(store).derived] == [str(lost.relative_to(root))]
     mount = Mount(str(root))
     with Server(f"file:{root}", "--rebuild") as server, Wire(server.address) as wire:
         assert wire.ask(b"QUERY|c|") == b"FAIL\n"
