@@ -841,21 +841,23 @@ cdef class Graph:
     def walk(self, uint32_t after=0, size_t limit=1 << 16, uint32_t count=1 << 30):
         """Indexed packages as redo lines, in the order of memory: (lines, number of them, the last one).
 
-        At most `count` packages are looked at, and no more once `limit` bytes are full; `after` is what
-        the call before gave as the last one, 0 at the beginning and at the end. Every package that is
-        indexed during the whole walk is met; one that changes meanwhile as it is or was, or not at all."""
+        At most `count` places are looked at, freed ones among them, and no more once `limit` bytes are
+        full; `after` is what the call before gave as the last one, 0 at the beginning and at the end. Every
+        package that is indexed during the whole walk is met; one that changes meanwhile as it is or was, or
+        not at all."""
         cdef Bytes out
         cdef uint32_t n = 0
+        cdef bint freed = False
         cdef Node *node
         memset(&out, 0, sizeof(Bytes))
         try:
             while count and out.size < limit:
-                after = names_next(&self.g.names, after)
+                after = names_next(&self.g.names, after, &freed)
                 if after == 0:
                     break
                 count -= 1
                 node = node_at(&self.g.names, after)
-                if node.flags & INDEXED:
+                if not freed and node.flags & INDEXED:
                     if not bytes_reserve(&out, (<size_t>node.ndeps + 2) * (MAX_NAME + 4)):
                         raise MemoryError("no memory to copy the index")
                     put_line(&self.g, &out, node)
@@ -922,11 +924,13 @@ cdef class Graph:
         return names
 
     cdef list all_handles(self):
-        cdef uint32_t handle = names_next(&self.g.names, 0)
+        cdef bint freed = False
+        cdef uint32_t handle = names_next(&self.g.names, 0, &freed)
         handles = []
         while handle:
-            handles.append(handle)
-            handle = names_next(&self.g.names, handle)
+            if not freed:
+                handles.append(handle)
+            handle = names_next(&self.g.names, handle, &freed)
         return handles
 
     cdef uint32_t handle_of(self, str name) except? 0:

@@ -258,20 +258,16 @@ cdef inline uint32_t block_units(Names *names, uint32_t handle, bint *freed) noe
     return units
 
 
-cdef inline uint32_t names_next(Names *names, uint32_t handle) noexcept nogil:
-    """The node behind this one in memory (0: the first of all); 0 when there is none.
+cdef inline uint32_t names_next(Names *names, uint32_t handle, bint *freed) noexcept nogil:
+    """The block behind this one in memory (0: the first of all), a node or a freed one; 0 when there is none.
 
     Blocks never move and keep their size, so a walk that is broken off and taken up again, whatever has
     come and gone meanwhile, meets every node that was there all the time."""
-    cdef uint32_t units
-    cdef bint freed
-    handle = handle + block_units(names, handle, &freed) if handle else 1
-    while handle < names.nodes.top:
-        units = block_units(names, handle, &freed)
-        if not freed:
-            return handle
-        handle += units
-    return 0
+    handle = handle + block_units(names, handle, freed) if handle else 1
+    if handle >= names.nodes.top:
+        return 0
+    block_units(names, handle, freed)
+    return handle
 
 
 cdef size_t names_mapped(Names *names) noexcept nogil:

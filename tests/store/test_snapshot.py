@@ -396,6 +396,23 @@ def test_a_walk_in_pieces_meets_every_package_that_stays_whatever_comes_and_goes
     assert set(graph) >= stays
 
 
+def test_a_piece_of_a_walk_is_bounded_where_all_was_removed_too() -> None:
+    graph = Graph()
+    graph.replay("".join(f"+x{n}||\n" for n in range(1000)).encode(), track=False)
+    graph.replay(b"+last||\n", track=False)
+    graph.replay("".join(f"-x{n}|\n" for n in range(1000)).encode(), track=False)
+    pieces = 0
+    last = 0
+    while True:
+        lines, _, last = graph.walk(last, 1 << 16, 100)
+        pieces += 1
+        if not last:
+            break
+    assert pieces >= 10
+    assert lines == b"+last||\n"
+    assert list(graph) == ["last"]
+
+
 def test_a_snapshot_walks_and_loads_an_index_with_cycles_and_dependencies_in_any_order() -> None:
     graph = Graph()
     graph.replay(b"+a|b,c|\n+b|a|\n+c|c|\n+d||\n", track=False)
