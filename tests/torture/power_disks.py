@@ -91,7 +91,7 @@ class Ext4:
 
     def __exit__(self, *_: object) -> None:
         if os.path.ismount(self.mount):
-            _run("umount", str(self.mount))
+            _unmount(self.mount)
         _let_go(self._guard)
         self._image.unlink()
 
@@ -105,7 +105,7 @@ class Ext4:
 
     def restore(self, seed: int | None) -> int:
         """See PoweredDisk. The seed changes nothing: what the kernel had written back is left."""
-        _run("umount", str(self.mount))
+        _unmount(self.mount)
         self._mount()
         return 0
 
@@ -204,7 +204,7 @@ class Cached:
 
     def __exit__(self, *_: object) -> None:
         if os.path.ismount(self.mount):
-            _run("umount", str(self.mount))
+            _unmount(self.mount)
         self._beneath.__exit__()
         _let_go(self._guard)
 
@@ -214,7 +214,7 @@ class Cached:
 
     def restore(self, seed: int | None) -> int:
         """See PoweredDisk: how many blocks were written and not flushed."""
-        _run("umount", str(self.mount))
+        _unmount(self.mount)
         lost = self._beneath.restore(seed)
         self._mount()
         return lost
@@ -252,3 +252,15 @@ def shim(folder: Path) -> Path | None:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
+
+
+def _unmount(mount: Path) -> None:
+    """Unmount, once nobody is in it: a process that another thread has just forked may be, for a moment."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _run("umount", str(mount))
+        except AssertionError as error:
+            if "busy" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
