@@ -32,7 +32,7 @@ from pkgindex.store import snapshot
 from pkgindex.store._disk import Files, Folders, is_local, sync_file_system
 from pkgindex.store.journal import Journal
 from pkgindex.store.mount import Mount, Staging
-from pkgindex.store.snapshot import Snapshot
+from pkgindex.store.snapshot import PIECE_BYTES, PIECE_PACKAGES, Snapshot
 
 __all__ = ["WriteBehind", "write_all_files"]
 
@@ -47,9 +47,6 @@ NICENESS = 10
 # The files that are on their way between two syncs: enough to spread a syncfs's cost thin, few enough
 # for their contents to be held in memory (about 100 bytes each).
 FILES_AT_ONCE = 8192
-
-# Copied out of the graph under the GIL in one go: a quarter of a millisecond, so no client notices.
-PIECE_BYTES, PIECE_PACKAGES = 32 * 1024, 128
 
 # A large reverse file is written at most once in as many seconds as this goes into its entries: one of a
 # million dependents is 20 MB, and every change of any of them would write it anew in each round (N2).
