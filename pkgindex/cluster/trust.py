@@ -27,12 +27,11 @@ import re
 import secrets
 import stat
 import struct
-from contextlib import suppress
 
 from pkgindex.cluster.frames import NONCE_BYTES, VERSION, Challenge, Message, Proof
 from pkgindex.cluster.members import FOLDER
 from pkgindex.errors import ConfigError, StoreDamaged, StoreUnreachable
-from pkgindex.store.mount import Mount, write_all
+from pkgindex.store.mount import Mount
 
 __all__ = ["HANDSHAKE_SECONDS", "Dials", "Listens", "NotTrusted", "secret_of"]
 
@@ -182,17 +181,7 @@ def secret_of(mount: Mount) -> bytes:
 
 
 def _make(mount: Mount) -> None:
-    new = mount.path(FOLDER, f"{NAME}.new-{secrets.token_hex(8)}")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SECRET_MODE)
-    try:
-        write_all(fd, secrets.token_hex(SECRET_BYTES).encode() + b"\n")
-        os.fsync(fd)
-        with suppress(
-            FileExistsError
-        ):  # another server was quicker: its secret is the one that counts
-            os.link(new, mount.path(FOLDER, NAME))
+    mount.make_once(secrets.token_hex(SECRET_BYTES).encode() + b"\n", SECRET_MODE, FOLDER, NAME)
+    with mount.opened(FOLDER, NAME) as fd:
         os.fsync(fd)  # through FUSE no folder's fsync reaches the server's disk, a file's does
-    finally:
-        os.close(fd)
-        os.unlink(new)
     mount.sync_folder(FOLDER)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from pkgindex._core import crc32c
 from pkgindex.errors import StoreDamaged, StoreUnreachable, UnknownFormat
-from pkgindex.store.mount import FILE_MODE, FOLDER_MODE, Mount, Staging, write_all
+from pkgindex.store.mount import FILE_MODE, FOLDER_MODE, Mount, Staging
 
 __all__ = ["FOLDERS", "ORIGINS", "Format", "complete", "create", "read", "require"]
 
@@ -179,16 +179,7 @@ def require(mount: Mount, staging: Staging, feature: str) -> None:
 
 
 def _write(mount: Mount) -> None:
-    new = mount.path(UNFINISHED + secrets.token_hex(8))
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-    try:
-        write_all(fd, Format(secrets.token_hex(16), SHARDS).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    with suppress(FileExistsError):  # another server was quicker; its FORMAT is the one that counts
-        os.link(new, mount.path("FORMAT"))
-    os.unlink(new)
+    mount.make_once(Format(secrets.token_hex(16), SHARDS).encode(), FILE_MODE, "FORMAT")
 
 
 def _unmounted(root: str) -> str | None:

@@ -19,6 +19,7 @@ Errors: OSError, as the system gave it, with the path.
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +73,23 @@ class Mount:
             return False
         self.sync_folder(*folder[:-1])
         return True
+
+    def make_once(self, data: bytes, mode: int, *target: str) -> None:
+        """Make a file whole, unless it is there: of several servers that try, link(2) lets one through.
+
+        Its name is not synced yet. One that fails, or is killed, leaves `<target>.new-…` behind."""
+        new = f"{self.path(*target)}.new-{secrets.token_hex(8)}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        with suppress(
+            FileExistsError
+        ):  # another server was quicker: its file is the one that counts
+            os.link(new, self.path(*target))
+        os.unlink(new)
 
     def sync_folder(self, *folder: str) -> None:
         """fsync a folder, opened anew."""
