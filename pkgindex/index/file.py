@@ -85,13 +85,7 @@ class FileIndex(Index):
         self._journal = Journal(mount, mine, self._graph.owed_lines, self._event)
         if recovered.distrusted:
             logger.warning("snapshot not read", why=recovered.distrusted, instead="package files")
-        self._journal.open(
-            recovered.effect,
-            recovered.next_change,
-            recovered.snapshot,
-            recovered.covered,
-            recovered.origins,
-        )
+        recovered.open(self._journal)
         self._behind = WriteBehind(
             mount,
             mine.staging,

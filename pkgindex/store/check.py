@@ -187,13 +187,7 @@ def repair(store: Offline, report: Report) -> None:
         graph = recovered.graph
         graph.replay("".join(_owed_lines(report, graph)).encode())
         journal = Journal(mount, mine, graph.owed_lines)
-        journal.open(
-            graph.effect(),
-            recovered.next_change,
-            recovered.snapshot,
-            recovered.covered,
-            recovered.origins,
-        )
+        recovered.open(journal)
         try:
             write_all_files(mount, mine.staging, fmt.shards, graph, journal)
         finally:

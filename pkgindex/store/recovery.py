@@ -4,7 +4,7 @@ Guarantee: what comes out is every change that was ever acknowledged, or an erro
 that stands in the way; nothing is guessed. Reverse files are not read: they are derived (rule N2).
 
 Calling sequence: the caller has claimed an epoch, so nobody else can change the store any more.
-recover() reads; the caller then publishes `effect` as the head of its own journal, and only then serves.
+recover() reads; the caller then opens its own journal with what was recovered, and only then serves.
 
 Assumptions, each of which lost acknowledged changes where it was not made: a size may come from a cache
 and be too small, so less than was proven means reading again (C3); a name may be missing from a cache,
@@ -30,6 +30,7 @@ from pkgindex.store.format import Format
 from pkgindex.store.journal import (
     UNKNOWN,
     Head,
+    Journal,
     Torn,
     parse_head,
     replay_lines,
@@ -82,13 +83,20 @@ class Recovered:
     """The index as it was, and what a new writer has to carry on."""
 
     graph: Graph
-    effect: bytes  # redo lines that the package files still lack
     next_change: int
     replayed: int  # bytes of redo lines read from the journal
     snapshot: Snapshot | None = None  # that was read instead of package files
     covered: bytes = b""  # redo lines that only the snapshot lacks
     distrusted: str = ""  # why a snapshot that was there was not read
     origins: Origins = field(default_factory=Origins)
+
+    def open(self, journal: Journal) -> None:
+        """Make it the first head of a new writer's journal (rule C6), with what package files lack.
+
+        Raises OSError."""
+        journal.open(
+            self.graph.effect(), self.next_change, self.snapshot, self.covered, self.origins
+        )
 
 
 @dataclass
@@ -174,7 +182,6 @@ def _recover_once(
     graph.continue_at(found.next_change - 1)
     return Recovered(
         graph,
-        graph.effect(),
         found.next_change,
         found.size,
         base,

@@ -48,13 +48,7 @@ class Writer:
         self.graph = recovered.graph
         self.event = os.eventfd(0, os.EFD_CLOEXEC)
         self.journal = Journal(self.mount, self.claim, self.graph.owed_lines, self.event)
-        self.journal.open(
-            recovered.effect,
-            recovered.next_change,
-            recovered.snapshot,
-            recovered.covered,
-            recovered.origins,
-        )
+        recovered.open(self.journal)
 
     @property
     def epoch(self) -> int:
