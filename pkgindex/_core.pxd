@@ -10,10 +10,11 @@ cdef class Batch:
     cdef public long room
     cdef public long changes
     cdef public uint64_t ticket
-    cdef public bint read_only
+    cdef public bint read_only, waits
     cdef readonly size_t max_line
 
-    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room, bint read_only=*)
+    cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room, bint read_only=*,
+               bint waits=*)
 
 
 cdef class Standing:

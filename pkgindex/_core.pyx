@@ -79,7 +79,8 @@ cdef class Batch:
     answers rest if they are one piece, 0 if they may be sent now.
 
     With `read_only` the connection may change nothing: its INDEX and REMOVE are answered FAIL if they
-    are well-formed, need no room and are not counted.
+    are well-formed, need no room and are not counted. `waits` says that the connection has been given
+    answers that are not settled yet.
 
     Iterating gives each message as (command, package, dependencies), None for a malformed one, and
     False for one that may change nothing: for an Index that does not stand on Graph. It reads by the
@@ -90,7 +91,7 @@ cdef class Batch:
         self.buffer = bytearray()
 
     cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room,
-               bint read_only=False):
+               bint read_only=False, bint waits=False):
         """Point the batch at `buffer[start:stop]`. Raises ValueError if that does not end in a newline."""
         if buffer is None:
             raise TypeError("a batch needs a buffer")
@@ -103,6 +104,25 @@ cdef class Batch:
         self.changes = 0
         self.ticket = 0
         self.read_only = read_only
+        self.waits = waits
+
+    def take(self):
+        """Take messages as the rules allow without answering them, for an Index that has it done elsewhere.
+
+        Returns their number."""
+        cdef const unsigned char *base = <const unsigned char *>PyByteArray_AS_STRING(self.buffer)
+        cdef const unsigned char *p
+        cdef Message m
+        cdef long n = 0
+        while self.start < self.stop:
+            p = parse(base + self.start, base + self.stop, self.max_line, &m)
+            if (m.command == INDEX or m.command == REMOVE) and not self.read_only:
+                if self.changes >= self.room:
+                    break
+                self.changes += 1
+            self.start = p - base
+            n += 1
+        return n
 
     def __iter__(self):
         cdef const unsigned char *base
@@ -147,6 +167,10 @@ cdef class Graph:
     - `take_dirty()` and `render()` give the packages whose files lag behind, and their contents.
     - `replay()` applies redo lines unjudged; `effect()` writes those that the dirty files need.
 
+    With `defer` the graph answers by itself only what anybody may: QUERYs that rest on nothing unsettled,
+    of a connection that waits for nothing. The rest of a batch, from the first other message on, is handed
+    to `defer(batch, replies)`, with the replies to what came before; what that returns is the answer.
+
     Not for several threads at once without the GIL. Raises MemoryError when the system has no memory
     for a change; the graph is then as it was before that message, but the chunk's earlier messages
     have taken effect and their replies are lost: end the process.
@@ -166,6 +190,8 @@ cdef class Graph:
     cdef readonly bint journalled
     cdef readonly uint64_t asked   # INDEX and REMOVE whose answers rest on the open commit
     cdef public object wake        # called when that is no longer 0, and when the open commit is full
+    cdef public object defer       # called for what is not to be answered here and now; None: all is
+    cdef public bint defers_all    # which every message is
     cdef readonly uint64_t ticket  # of the open commit
     cdef readonly uint64_t settled
     cdef readonly uint64_t changes  # changes made so far: the number of the last one
@@ -192,8 +218,8 @@ cdef class Graph:
 
     # --- the wire -------------------------------------------------------------------------------
 
-    def apply(self, Batch batch not None):
-        """Answer the messages of a batch.
+    def apply(self, Batch batch not None, bint whole=False):
+        """Answer the messages of a batch; with `whole`, those too that would be deferred.
 
         May stop before the batch's end, for room or because this chunk has been given enough work.
         Returns bytes when all of them may be sent at the same time, once `batch.ticket` is settled;
@@ -210,7 +236,9 @@ cdef class Graph:
         cdef Message *m
         cdef int parsed, i, outcome = OK
         cdef uint64_t rests
-        cdef bint full = False, asked = self.asked != 0
+        cdef bint full = False, asked = self.asked != 0, defers = self.defer is not None and not whole
+        if defers and (self.defers_all or batch.waits):
+            return self.defer(batch, b"")
         self.replies.size = 0
         self.work = 0
         segment.ticket = 0
@@ -225,13 +253,16 @@ cdef class Graph:
                 rests = 0
                 if m.command == QUERY:
                     outcome = self.query(m, &rests)
+                    if defers and rests > self.settled:
+                        full = True
+                        break
                 elif m.command == MALFORMED:
                     outcome = ERROR
                 elif batch.read_only:
                     outcome = FAIL
                 else:
                     if (batch.changes >= batch.room or self.work > WORK_LIMIT
-                            or self.redo.size > REDO_LIMIT):
+                            or self.redo.size > REDO_LIMIT or defers):
                         full = True
                         break
                     outcome = self.index(m) if m.command == INDEX else self.remove(m)
@@ -261,6 +292,8 @@ cdef class Graph:
                     self.replies.size += 6
                 segment.end = self.replies.size
         batch.start = p - base
+        if defers and full:
+            return self.defer(batch, self.take_replies(0, self.replies.size))
         if self.wake is not None and ((self.asked and not asked) or self.redo.size > REDO_LIMIT):
             self.wake()
         if segment == segments:
@@ -470,6 +503,13 @@ cdef class Graph:
     def newest(self):
         """The ticket that the last change rests on; 0 before the first."""
         return self.ticket if self.redo.size else self.ticket - 1
+
+    def ask(self):
+        """Let one more answer rest on the open commit, which is then made if only as a proof. Its ticket."""
+        self.asked += 1
+        if self.asked == 1 and self.wake is not None:
+            self.wake()
+        return self.ticket
 
     @property
     def full(self):

@@ -126,6 +126,17 @@ def _level(value: object) -> str:
     return _one_of(value, "debug", "info", "warning", "error")
 
 
+def _reads(value: object) -> str:
+    return _one_of(value, "local", "strong")
+
+
+def _member(value: object) -> str:
+    text = _text(value)
+    if not isinstance(parse_address(text), tuple):
+        raise ValueError("is not HOST:PORT")
+    return text
+
+
 def _format(value: object) -> str:
     return _one_of(value, "text", "json")
 
@@ -278,10 +289,12 @@ LISTENERS = Kind(_listeners, "ADDRESS[,OPTION]", lambda value: " ".join(map(str,
 FILE = Kind(_text, "FILE")
 LEVEL = Kind(_level, "LEVEL")
 FORMAT = Kind(_format, "FORMAT")
+READS = Kind(_reads, "HOW")
+MEMBER = Kind(_member, "HOST:PORT")
 
 # --- the table ------------------------------------------------------------------------------------
 
-Section = Literal["Store", "Network", "TLS", "Limits", "Logging"]
+Section = Literal["Store", "Cluster", "Network", "TLS", "Limits", "Logging"]
 
 
 @dataclass(frozen=True)
@@ -379,6 +392,30 @@ class Settings:
         "Store",
         "Read every package file at the start, even if there is a snapshot of the index: "
         "after package files were changed by hand or restored.",
+    )
+    cluster: str = _option(
+        "",
+        MEMBER,
+        "Cluster",
+        "Serve together with other servers of the same file: store on a shared mount; they reach this one "
+        "here. Port 0 takes a free one.",
+        default_means="none: this server has the store to itself",
+    )
+    takeover_after: float = _option(
+        5,
+        SECONDS,
+        "Cluster",
+        "Replace a writer that has not been heard of on the mount for so long; "
+        "one whose process has died is replaced at once.",
+        least=0.2,
+        most=3600,
+    )
+    reads: str = _option(
+        "local",
+        READS,
+        "Cluster",
+        "local answers QUERY from this server's own copy; strong asks the writer for a proof first, so that "
+        "no answer is older than a change that was acknowledged on any server.",
     )
     listen: tuple[Listener, ...] = _option(
         (),

@@ -26,6 +26,7 @@ cdef class Hub:
     cdef readonly long accepted, refused, late, idle
     cdef public long skipped, strangers, unsecured, no_memory
     cdef public object failed
+    cdef public bint admits
 
     @cython.locals(connection=Connection)
     cpdef settled(self)

@@ -34,7 +34,7 @@ from typing import cast
 from pkgindex._core import Batch, lines_end
 from pkgindex.config import Listener, Settings
 from pkgindex.errors import PkgindexError, StoreFailed
-from pkgindex.index import Index, Piece
+from pkgindex.index import Answers, Index, Piece
 
 __all__ = ["SWEEP_SECONDS", "Connection", "Hub"]
 
@@ -57,7 +57,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop, index: Index, settings: Settings) -> None:
         self.loop = loop
         self.index = index
-        self._apply = index.apply
+        self._apply: Callable[[Batch], Answers] = index.apply
         self.window = settings.window
         self.max_line = settings.max_line
         self.max_clients = settings.max_clients
@@ -72,10 +72,29 @@ class Hub:
         self.accepted = self.refused = self.late = self.idle = self.skipped = 0
         self.strangers = self.unsecured = self.no_memory = 0
         self.failed: Callable[[PkgindexError], None] = lambda _error: None
+        self.admits = True
+        index.clients = self
+
+    def applies(self, apply: Callable[[Batch], Answers]) -> None:
+        """See Clients."""
+        self._apply = apply
+
+    def forsake(self, first: int, last: int) -> None:
+        """See Clients."""
+        for connection in tuple(self.waiting):
+            if connection.awaits(first, last):
+                connection.abort()
+
+    def admit(self, admitted: bool) -> None:
+        """See Clients."""
+        self.admits = admitted
+        if not admitted:
+            for connection in tuple(self.connections):
+                connection.abort()
 
     def join(self, connection: "Connection") -> bool:
         """Take a new connection in; False if there are too many."""
-        if len(self.connections) >= self.max_clients:
+        if len(self.connections) >= self.max_clients or not self.admits:
             self.refused += 1
             return False
         self.accepted += 1
@@ -290,7 +309,7 @@ class Connection:
         batch = self._hub.batch
         index = self._hub.index
         room = 0 if index.congested else self._hub.window - self._unanswered
-        batch.load(buffer, start, stop, room, self._read_only)
+        batch.load(buffer, start, stop, room, self._read_only, self._replies is not None)
         try:
             answers = self._hub._apply(batch)
             if isinstance(answers, bytes):
@@ -468,6 +487,11 @@ class Connection:
                 self._paused = False
                 self._transport.resume_reading()
         return True
+
+    def awaits(self, first: int, last: int) -> bool:
+        """Whether it waits for any of these tickets."""
+        tickets = [self._ticket, *(piece[0] for piece in self._behind)]
+        return self._replies is not None and any(first <= each <= last for each in tickets)
 
     def is_late(self, before: float) -> bool:
         """Whether the client, free to send, has left a line unfinished since `before`."""

@@ -63,8 +63,11 @@ def run(settings: Settings, bar: Bar, reread: Callable[[], object] = lambda: Non
     bound = bind_all(settings)
     began = time.monotonic()
     try:
-        with bar() as progress:
-            index = open_index(settings, progress("reading the index"))
+        if settings.cluster:
+            index = _open_cluster(settings)
+        else:
+            with bar() as progress:
+                index = open_index(settings, progress("reading the index"))
     except BaseException:
         close_all(bound)
         raise
@@ -101,24 +104,13 @@ class _Server:
         self.hub = hub = Hub(loop, self.index, self.settings)
         hub.failed = self._fail
         self.index.start(loop, hub.settled, self._fail)
-        for bound in self.bound:
-            self.listeners.append(await self._listen(loop, bound))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        logger.info(
-            "serving",
-            listen=[bound.name for bound in self.bound],
-            store=self.settings.store,
-            packages=len(self.index),
-            recovery_seconds=round(self.recovery, 3),
-            pid=os.getpid(),
-        )
-        _notify("READY=1")
-        sweeper = loop.create_task(self._sweep())
+        serving = loop.create_task(self._serve_clients(loop))
         await self.stopping.wait()
-        sweeper.cancel()
+        serving.cancel()
         # From here on for good: the loop's end would give the signal back its default, which kills.
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -135,6 +127,25 @@ class _Server:
             self._end(self.failure)
         logger.info("stopped", **facts)
         return 0
+
+    async def _serve_clients(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Listen as soon as there is an index to answer from."""
+        began = time.monotonic()
+        await self.index.ready()
+        if self.stopping.is_set():
+            return
+        for bound in self.bound:
+            self.listeners.append(await self._listen(loop, bound))
+        logger.info(
+            "serving",
+            listen=[bound.name for bound in self.bound],
+            store=self.settings.store,
+            packages=len(self.index),
+            recovery_seconds=round(self.recovery + time.monotonic() - began, 3),
+            pid=os.getpid(),
+        )
+        _notify("READY=1")
+        await self._sweep()
 
     # --- while it runs ----------------------------------------------------------------------------
 
@@ -233,6 +244,17 @@ class _Server:
         for connection in tuple(connections):
             connection.abort()
         await asyncio.sleep(0)
+
+
+def _open_cluster(settings: Settings) -> Index:
+    from pkgindex.cluster.index import ClusterIndex
+
+    scheme, _, location = settings.store.partition(":")
+    if scheme != "file":
+        raise ConfigError(
+            f"cluster: {settings.store}: only file: is a store that servers share a mount for"
+        )
+    return ClusterIndex.open(location, settings)
 
 
 class _Grown:

@@ -108,7 +108,12 @@ def test_a_switch_can_be_turned_off_where_the_file_turned_it_on(toml):
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_every_option_can_be_given_as_flag_variable_and_key(option, toml):
     kind = option.kind
-    needed = {config.LISTENERS: ":8080", config.STORE: "memory:", config.FILE: "server.pem"}
+    needed = {
+        config.LISTENERS: ":8080",
+        config.STORE: "memory:",
+        config.FILE: "server.pem",
+        config.MEMBER: "host:8081",
+    }
     text = needed.get(kind, kind.show(option.default))
     expected = option.read(text, "here")
     as_toml = f"{option.key} = {text if kind is config.SWITCH else repr(text)}"

@@ -8,7 +8,16 @@ never a change. So safety rests on the mount and liveness on clocks, and the two
 
 `takeover` holds these decisions as a state machine without I/O, clock, thread or chance of its own: a
 driver feeds it what it sees and does what it says. tests/simulation runs that very machine through
-random schedules of faults and checks the invariants after every step.
+random schedules of faults and checks the invariants after every step; `node` drives it in a server.
 
-This is groundwork: `pkgindex serve` does not use it yet.
+The parts, from the ground up:
+
+    frames, trust, stream    what servers say to each other, and whom they believe
+    members                  the servers/ folder, by which they meet
+    takeover, actions        who writes
+    pending                  this server's unanswered messages: its origin's stream
+    writer, feed             one reign: messages evaluated, followers fed
+    follower                 the other side of a feed
+    blocking, port, node     all that, driven by a clock, a mount and the cluster port
+    index                    the Index that clients talk to
 """

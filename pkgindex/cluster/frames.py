@@ -30,17 +30,24 @@ __all__ = [
     "Check",
     "Checked",
     "Confirm",
+    "Current",
+    "Done",
+    "Elsewhere",
     "End",
     "Forward",
     "FrameError",
+    "HandOver",
     "Hello",
     "Message",
+    "Offer",
     "Ping",
     "Pong",
     "Proof",
     "Reader",
     "Refused",
     "Snapshot",
+    "State",
+    "Status",
     "Welcome",
     "encode",
 ]
@@ -189,18 +196,19 @@ class Hello(Message):
     change: int
     seen: int  # the newest change that it has ever had, durable: see Origins.resume()
     confirmed: int  # the last counter of its origin that is answered
+    highest: int  # epoch that it knows to have served
     version: int = VERSION
 
     kind = 10
     fixed = struct.Struct("!H")
     most = 1024
 
-    _rest: ClassVar[struct.Struct] = struct.Struct("!16s16sQQQQ")
+    _rest: ClassVar[struct.Struct] = struct.Struct("!16s16sQQQQQ")
 
     def parts(self) -> tuple[tuple[Any, ...], Buffer]:
         """See Message."""
         names = bytes.fromhex(self.store), bytes.fromhex(self.member)
-        numbers = self.epoch, self.change, self.seen, self.confirmed
+        numbers = self.epoch, self.change, self.seen, self.confirmed, self.highest
         return (self.version,), self._rest.pack(*names, *numbers)
 
     @classmethod
@@ -218,26 +226,27 @@ class Hello(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome(_Letters):
-    """The writer's position, and where the follower's origin goes on (see Resumed)."""
+class Welcome(Message):
+    """The writer's position, and where the follower's origin goes on (see Resumed).
+
+    Results after those that HELLO has confirmed follow as ANSWERS, behind the batches that they rest on."""
 
     epoch: int
-    change: int  # of the first batch that follows, less one; a snapshot may come before it
-    mark: int
-    lost: bool  # what became of its unanswered messages is forgotten: mark and letters say nothing
-    letters: str  # of the messages after those that HELLO has confirmed, up to the mark
+    change: int  # that the writer has settled
+    mark: int  # everything after this counter is to be sent, again or for the first time
+    lost: bool  # what became of its unanswered messages is forgotten: the mark says nothing
+    fresh: bool  # a snapshot comes; else the batches from its own position on
 
     kind = 20
-    fixed = struct.Struct("!QQQB")
-    most = WINDOW
+    fixed = struct.Struct("!QQQBB")
 
     @classmethod
-    def of(cls, fields: tuple[Any, ...], body: bytearray) -> Self:
+    def of(cls, fields: tuple[Any, ...], body: bytearray) -> Self:  # noqa: ARG003  # it is empty here
         """See Message."""
-        *numbers, lost = fields
-        if lost > 1:
-            raise ValueError("neither lost nor not")
-        return super(Welcome, cls).of((*numbers, bool(lost)), body)
+        *numbers, lost, fresh = fields
+        if lost > 1 or fresh > 1:
+            raise ValueError("neither true nor false")
+        return cls._made(*numbers, bool(lost), bool(fresh))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +304,26 @@ class Checked(Message):
     fixed = struct.Struct("!Q")
 
 
+@dataclass(frozen=True, slots=True)
+class Offer(Message):
+    """All that was taken is settled and streamed: the follower may claim the writer's place."""
+
+    epoch: int  # of the writer
+
+    kind = 26
+    fixed = struct.Struct("!Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere(Message):
+    """Who is asked does not write."""
+
+    highest: int  # epoch that it knows to have served
+
+    kind = 27
+    fixed = struct.Struct("!Q")
+
+
 # --- from a follower to the writer ----------------------------------------------------------------
 
 
@@ -339,6 +368,68 @@ class Check(Message):
     fixed = struct.Struct("!Q")
 
 
+@dataclass(frozen=True, slots=True)
+class Current(Message):
+    """Its graph is whole, and has all that was streamed."""
+
+    kind = 33
+
+
+# --- from an operator's command, and back ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Message):
+    """How is it?"""
+
+    kind = 50
+
+
+@dataclass(frozen=True, slots=True)
+class State(Message):
+    """What a member knows of itself, and of the others if it is the writer: a JSON object."""
+
+    text: str
+
+    kind = 51
+    most = 1 << 20
+
+    def parts(self) -> tuple[tuple[Any, ...], Buffer]:
+        """See Message."""
+        return (), self.text.encode()
+
+    @classmethod
+    def of(cls, fields: tuple[Any, ...], body: bytearray) -> Self:  # noqa: ARG003  # it has none
+        """See Message."""
+        return cls(body.decode())
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver(Message):
+    """Let a follower become the writer."""
+
+    to: str  # its id; zeros: any that is current
+
+    kind = 52
+    fixed = struct.Struct("!16s")
+
+    def parts(self) -> tuple[tuple[Any, ...], Buffer]:
+        """See Message."""
+        return (bytes.fromhex(self.to),), b""
+
+    @classmethod
+    def of(cls, fields: tuple[Any, ...], body: bytearray) -> Self:  # noqa: ARG003  # it is empty here
+        """See Message."""
+        return cls(fields[0].hex())
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Message):
+    """The command is under way."""
+
+    kind = 53
+
+
 # --- either way -----------------------------------------------------------------------------------
 
 
@@ -368,8 +459,9 @@ KINDS: dict[int, type[Message]] = {
     each.kind: each
     for each in (
         *(Challenge, Proof, Refused, Hello),
-        *(Welcome, Batch, Snapshot, End, Answers, Checked),
-        *(Forward, Confirm, Check, Ping, Pong),
+        *(Welcome, Batch, Snapshot, End, Answers, Checked, Offer, Elsewhere),
+        *(Forward, Confirm, Check, Current, Ping, Pong),
+        *(Status, State, HandOver, Done),
     )
 }
 

@@ -1,5 +1,5 @@
 """The seam: an Index answers batches of messages, and a URL chooses which. See base.py."""
 
-from pkgindex.index.base import Answers, Index, Piece, Progress, open_index
+from pkgindex.index.base import Answers, Clients, Index, Piece, Progress, open_index
 
-__all__ = ["Answers", "Index", "Piece", "Progress", "open_index"]
+__all__ = ["Answers", "Clients", "Index", "Piece", "Progress", "open_index"]

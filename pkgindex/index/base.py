@@ -19,13 +19,13 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Self
+from typing import Protocol, Self
 
 from pkgindex._core import Batch, Standing
 from pkgindex.config import Settings
 from pkgindex.errors import ConfigError, PkgindexError
 
-__all__ = ["Answers", "Index", "Piece", "Progress", "open_index"]
+__all__ = ["Answers", "Clients", "Index", "Piece", "Progress", "open_index"]
 
 # (ticket, replies, changes): these replies may be sent once the ticket is settled, and are the answers
 # to that many INDEX and REMOVE. An Index that does not know the replies yet gives an empty bytearray and
@@ -40,6 +40,19 @@ Answers = bytes | list[Piece]
 Progress = Callable[[int, int], None]
 
 
+class Clients(Protocol):
+    """What an Index whose right to answer comes and goes does to those who wait for it."""
+
+    def applies(self, apply: Callable[[Batch], Answers]) -> None:
+        """From now on messages are given to this instead of what was `apply` before."""
+
+    def forsake(self, first: int, last: int) -> None:
+        """Close the connections that wait for these tickets: they will never be known."""
+
+    def admit(self, admitted: bool) -> None:
+        """Take connections, or close all and take no new ones, until told otherwise."""
+
+
 class Index(Standing, ABC):
     """A consistent index of packages, which answers batches in the order they come.
 
@@ -47,6 +60,8 @@ class Index(Standing, ABC):
     read a batch in part (leaving `start` below `stop`): it is given the rest in a later turn of the loop,
     or once it is no longer congested. It sets `settled` and `congested` itself: see Standing.
     """
+
+    clients: Clients  # set before start()
 
     @classmethod
     @abstractmethod
@@ -64,6 +79,9 @@ class Index(Standing, ABC):
     ) -> None:
         """Begin to serve on `loop`: call `settled` (never from within apply()) whenever `settled` has
         grown or `congested` has ended, and `failed` when the storage can go on no longer."""
+
+    async def ready(self) -> None:
+        """Wait, after start(), until there is anything to serve clients with."""
 
     @abstractmethod
     def apply(self, batch: Batch) -> Answers:

@@ -8,6 +8,7 @@ it lets the answers go.
 import asyncio
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -33,7 +34,7 @@ from pkgindex.store.mount import Mount
 from pkgindex.store.packages import WriteBehind
 from pkgindex.store.recovery import Recovered, recover
 
-__all__ = ["FileIndex", "path_of"]
+__all__ = ["Deposed", "FileIndex", "path_of"]
 
 # How long past the deadline the files that are being written when it comes may take.
 GRACE_SECONDS = 2.0
@@ -58,6 +59,10 @@ def path_of(location: str) -> str:
     if not location or "\0" in location:
         raise ConfigError("file: needs a path, such as file:./pkgindex-data")
     return os.path.abspath(location)
+
+
+class Deposed(StoreFailed):
+    """Another server has claimed a higher epoch: nothing that this one does counts any more."""
 
 
 class FileIndex(Index):
@@ -99,8 +104,13 @@ class FileIndex(Index):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._committing = False
         self._scheduled = False
-        self._commit_failed = False
+        self._commit_failed = self._abandoned = False
         self._quiet: asyncio.Event | None = None
+        self._sealed: tuple[memoryview, int, int] = (
+            memoryview(b""),
+            0,
+            0,
+        )  # lines, their number, the first
         self.recovered_bytes = recovered.replayed
 
     def _warn_if_too_large(self) -> None:
@@ -192,9 +202,17 @@ class FileIndex(Index):
             self._scheduled = True
             self._loop.call_soon(self._commit, asked, turns - 1)
             return
-        _, lines, number = self._graph.seal()
-        self._journal.submit(lines, number, self._graph.changes - number + 1)
+        self._seal()
+        self._journal.submit(*self._sealed)
         self._committing = True
+
+    def _seal(self) -> None:
+        """Close the open commit."""
+        _, lines, number = self._graph.seal()
+        self._sealed = lines, number, self._graph.changes - number + 1
+
+    def _made_durable(self, ticket: int) -> None:
+        """The commit that was sealed last is durable and proven; nothing else has been told yet."""
 
     def _committed(self) -> None:
         """The eventfd was rung."""
@@ -210,6 +228,7 @@ class FileIndex(Index):
         self._committing = False
         ticket = self._graph.ticket - 1
         self._graph.settle(ticket)
+        self._made_durable(ticket)
         if self._graph.asked:
             self._commit()
         elif self._quiet:
@@ -238,19 +257,26 @@ class FileIndex(Index):
             self._tell_settled()
 
     def _fail(self, error: OSError) -> None:
+        if self._abandoned:
+            return
         if self._loop:
             self._loop.remove_reader(self._event)
         where = error.filename or self._mount.root
         # ENOENT alone may be a folder that somebody removed: a claim above this one's is a successor.
         if error.errno in GONE and self._is_deposed():
             newest = highest_epoch(self._mount)
-            message = f"{self._mount.root}: another server has taken over (epoch {newest}); this one stops"
-        else:
-            message = (
+            self._tell_failed(
+                Deposed(
+                    f"{self._mount.root}: another server has taken over (epoch {newest}); this one stops"
+                )
+            )
+            return
+        self._tell_failed(
+            StoreFailed(
                 f"{where}: {error.strerror}; the writer stops, nothing was acknowledged since; "
                 "mend the storage (room, permissions, mount) and start again"
             )
-        self._tell_failed(StoreFailed(message))
+        )
 
     def _is_deposed(self) -> bool:
         staging = self._mount.path("staging", self._claim.staging.name)
@@ -299,6 +325,25 @@ class FileIndex(Index):
                 "what was acknowledged is in the journal"
             )
         return {"packages": len(self), "behind": behind, "rounds": self._behind.rounds}
+
+    def abandon(self, released: Callable[[], None]) -> None:
+        """Let everything go without waiting for anything: another server has deposed this one.
+
+        `released` is called, in another thread, when all that a hanging mount may hold up has ended."""
+        self._abandoned = self._commit_failed = True
+        if self._loop:
+            self._loop.remove_reader(self._event)
+        self._behind.stop(0.0)
+
+        def reap() -> None:
+            # Until its threads have ended they use the graph's memory and the descriptors.
+            self._behind.join(None)
+            self._journal.stop(threading.TIMEOUT_MAX)
+            self._claim.staging.close()
+            os.close(self._event)
+            released()
+
+        threading.Thread(target=reap, name="abandoned", daemon=True).start()
 
     def stats(self) -> dict[str, object]:
         """The graph's counters and the store's."""

@@ -345,14 +345,16 @@ class Journal:
 
 def replay_lines(
     data: bytes, offset: int, checksum: int, next_change: int
-) -> tuple[list[bytes], int, int, int]:
-    """All whole batches of a segment's bytes behind its head: (redo lines, end, checksum, next change)."""
-    parts: list[bytes] = []
+) -> tuple[list[tuple[int, int, bytes]], int, int, int]:
+    """All whole batches of a segment's bytes behind its head, some megabytes of them joined: ((first change,
+    number of changes, redo lines) of each piece, end, checksum, next change)."""
+    parts: list[tuple[int, int, bytes]] = []
     while True:
+        first = next_change
         lines, end, checksum, next_change = read_batches(
             data, offset, checksum, next_change, 1 << 24
         )
         if end == offset:
             return parts, offset, checksum, next_change
-        parts.append(lines)
+        parts.append((first, next_change - first, lines))
         offset = end

@@ -13,6 +13,7 @@ write LOCK, a writer's still excludes it, and it a writer's.
 import errno
 import fcntl
 import os
+import struct
 from typing import Self
 
 from pkgindex.errors import StoreUnreachable
@@ -21,6 +22,8 @@ from pkgindex.store.mount import FILE_MODE, Mount
 __all__ = ["Lease"]
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 class Lease:
@@ -60,6 +63,16 @@ class Lease:
             return True
         self.release(epoch)
         return False
+
+    def is_held(self, epoch: int) -> bool:
+        """Whether another process holds the byte of `epoch`, asked without taking it even for a moment:
+        who looks on must not be taken for the writer. True where it cannot be known."""
+        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, epoch, 1, 0)
+        try:
+            kind, *_ = FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, asked))
+        except OSError:
+            return True
+        return bool(kind != fcntl.F_UNLCK)
 
     def hold(self, epoch: int) -> bool:
         """Take the byte of `epoch`; False if a living process holds it.

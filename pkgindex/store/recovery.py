@@ -57,6 +57,9 @@ __all__ = [
 # names and sizes are asked for anew at each open); past it, what is missing is missing.
 PATIENCE_SECONDS = 15.0
 
+# Of the batches replayed last, for followers that lack just these: beyond it they take a snapshot.
+BATCHES_BYTES = 64 << 20
+
 READERS = {True: 2, False: 16}  # by "is local": a disk is limited by cores, a mount by latency
 
 Progress = Callable[[int, int], None]
@@ -89,6 +92,8 @@ class Recovered:
     covered: bytes = b""  # redo lines that only the snapshot lacks
     distrusted: str = ""  # why a snapshot that was there was not read
     origins: Origins = field(default_factory=Origins)
+    # (first change, number of changes, redo lines) of what was replayed last, up to BATCHES_BYTES
+    batches: list[tuple[int, int, bytes]] = field(default_factory=list)
 
     def open(self, journal: Journal) -> None:
         """Make it the first head of a new writer's journal (rule C6), with what package files lack.
@@ -107,6 +112,13 @@ class Replayed:
     size: int = 0  # bytes of redo lines
     covered: bytes = b""  # those that package files have already
     origins: Origins = field(default_factory=Origins)
+    batches: list[tuple[int, int, bytes]] = field(default_factory=list)
+
+    def keep(self, parts: list[tuple[int, int, bytes]]) -> None:
+        """Keep these batches, and no more than BATCHES_BYTES in all."""
+        self.batches += parts
+        while sum(len(lines) for _, _, lines in self.batches) > BATCHES_BYTES:
+            del self.batches[0]
 
 
 def recover(
@@ -116,11 +128,14 @@ def recover(
     progress: Progress | None = None,
     *,
     rebuild: bool = False,
+    graph: Graph | None = None,
 ) -> Recovered:
     """Read the whole index. `progress` is told (folders read, folders in all).
 
-    `rebuild`: from the package files, even if there is a snapshot. Raises StoreDamaged, StoreUnreachable,
-    OSError, or Withdrawn when another has claimed meanwhile."""
+    `rebuild`: from the package files, even if there is a snapshot. `graph`: one whose every change is
+    durable, and which has all that the journal does not hold any more (F1): only the journal is then read,
+    over it, and it is of no use when this raises. Raises StoreDamaged, StoreUnreachable, OSError, or
+    Withdrawn when another has claimed meanwhile."""
     # A writer that was killed may have made shards' folders and not synced their names: what its
     # successor puts below them would hang by nothing.
     for kind in ("forward", "reverse"):
@@ -130,7 +145,7 @@ def recover(
     pause = 0.05
     while True:
         try:
-            return _recover_once(mount, fmt, claim.proven, READERS[local], progress, rebuild)
+            return _recover_once(mount, fmt, claim.proven, READERS[local], progress, rebuild, graph)
         except (Gap, OSError) as error:
             prove(claim)
             what = str(error)
@@ -154,16 +169,18 @@ def _recover_once(
     readers: int,
     progress: Progress | None,
     rebuild: bool,
+    known: Graph | None,
 ) -> Recovered:
-    graph = Graph(journalled=True)
+    graph = Graph(journalled=True) if known is None else known
     chain = highest_chain(mount)
-    base = chain[-1].snapshot if chain and not rebuild else None
+    base = chain[-1].snapshot if chain and not (rebuild and known is None) else None
     distrusted = ""
-    if base is not None:
+    if base is not None and known is None:
         distrusted = snapshot.load(mount, graph, base)
         if distrusted:
             graph, base = Graph(journalled=True), None
-    problems = load_files(mount, fmt, graph, readers, progress) if base is None else []
+    reads_files = base is None and known is None
+    problems = load_files(mount, fmt, graph, readers, progress) if reads_files else []
     found = load_journal(mount, graph, proven, chain, empty=not len(graph) and not problems)
     if problems:
         # What a power loss tore in the middle of a round, the journal still covers (and rewrites, C7).
@@ -188,6 +205,7 @@ def _recover_once(
         found.covered if base is not None else b"",
         distrusted,
         found.origins,
+        found.batches,
     )
 
 
@@ -286,6 +304,7 @@ def load_journal(
         parts, end, checksum, next_change = replay_lines(
             data, offset, crc32c(data[:offset]), head.next_change
         )
+        replayed.keep(parts)
         before = (end, checksum)
         if number == reached[0] and end < reached[1]:
             raise Gap(f"{path}: damaged at byte {end}, though {reached[1]} bytes were acknowledged")
@@ -300,14 +319,14 @@ def load_journal(
             graph.replay(covered[-1], track=False)
             graph.replay(lines, track=not written)
             graph.replay(owed)
-            for part in parts:
+            for _, _, part in parts:
                 graph.replay(part, track=not written, notes=notes)
         except ValueError as error:
             raise Gap(f"{path}: damaged: {error}") from None
         replayed.origins.record_all(notes)
-        replayed.size += sum(map(len, (covered[-1], lines, *parts)))
+        replayed.size += sum(map(len, (covered[-1], lines, *(part for _, _, part in parts))))
         if written:
-            covered += [lines, *map(_without_notes, parts)]
+            covered += [lines, *(_without_notes(part) for _, _, part in parts)]
     if newest.segment < reached[0]:
         missing = segment_name(newest.epoch, reached[0])
         raise Gap(f"{mount.path('journal', missing)}: missing, though it was acknowledged")

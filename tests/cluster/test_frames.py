@@ -23,17 +23,24 @@ from pkgindex.cluster.frames import (
     Check,
     Checked,
     Confirm,
+    Current,
+    Done,
+    Elsewhere,
     End,
     Forward,
     FrameError,
+    HandOver,
     Hello,
     Message,
+    Offer,
     Ping,
     Pong,
     Proof,
     Reader,
     Refused,
     Snapshot,
+    State,
+    Status,
     Welcome,
     encode,
 )
@@ -51,16 +58,23 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Challenge, st.just(VERSION), st.binary(min_size=32, max_size=32)),
     st.builds(Proof, st.binary(min_size=32, max_size=32)),
     st.builds(Refused, st.text(max_size=100)),
-    st.builds(Hello, names, names, numbers, numbers, numbers, numbers),
-    st.builds(Welcome, numbers, numbers, numbers, st.booleans(), letters),
+    st.builds(Hello, names, names, numbers, numbers, numbers, numbers, numbers),
+    st.builds(Welcome, numbers, numbers, numbers, st.booleans(), st.booleans()),
     st.builds(Batch, numbers, st.integers(1, 9), st.binary(max_size=400)),
     st.builds(Snapshot, st.binary(max_size=400)),
     st.builds(End, numbers),
     st.builds(Answers, numbers, letters),
     st.builds(Checked, numbers),
+    st.builds(Offer, numbers),
+    st.builds(Elsewhere, numbers),
     st.builds(lambda n, lines: Forward(n, len(lines), b"".join(lines)), numbers, some_lines),
     st.builds(Confirm, numbers),
     st.builds(Check, numbers),
+    st.builds(Current),
+    st.builds(Status),
+    st.builds(State, st.text(max_size=100)),
+    st.builds(HandOver, names),
+    st.builds(Done),
     st.builds(Ping, numbers, numbers),
     st.builds(Pong, numbers, numbers),
 )
@@ -205,13 +219,13 @@ def test_a_large_body_is_received_where_it_stays() -> None:
 
 def test_a_reader_may_be_trusted_with_more_between_two_messages_of_one_chunk() -> None:
     reader = Reader()
-    data = bytes_of(Proof(b"m" * 32), Welcome(1, 2, 3, False, "O" * 5000))
+    data = bytes_of(Proof(b"m" * 32), Answers(1, "O" * 5000))
     reader.get_buffer()[: len(data)] = data
     found = []
     for message in reader.received(len(data)):
         found.append(message)
         reader.limit = LARGE
-    assert found[1] == Welcome(1, 2, 3, False, "O" * 5000)
+    assert found[1] == Answers(1, "O" * 5000)
 
 
 def test_no_memory_is_set_aside_for_a_strangers_large_frame() -> None:

@@ -74,7 +74,8 @@ def forgets_the_last_change() -> None:
     def short(*arguments: Any) -> Any:
         parts, *rest = replay_lines(*arguments)
         if parts:
-            parts[-1] = b"".join(parts[-1].splitlines(keepends=True)[:-1])
+            first, count, lines = parts[-1]
+            parts[-1] = first, count, b"".join(lines.splitlines(keepends=True)[:-1])
         return parts, *rest
 
     recovery.replay_lines = short
