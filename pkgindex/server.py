@@ -109,7 +109,10 @@ class _Server:
         loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         serving = loop.create_task(self._serve_clients(loop))
-        await self.stopping.wait()
+        stopping = loop.create_task(self.stopping.wait())
+        done, _ = await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving in done:
+            serving.result()  # which raises what has failed
         serving.cancel()
         # From here on for good: the loop's end would give the signal back its default, which kills.
         loop.remove_signal_handler(signal.SIGHUP)

@@ -27,6 +27,8 @@ MOST_UNRUN = 64 << 20  # bytes that a follower has forwarded and that are not ev
 # A slice of a snapshot: copied in a third of a millisecond, so that no client minds.
 SLICE_BYTES, SLICE_PACKAGES = 32 * 1024, 256
 
+FORGET_EVERY = 60.0  # seconds between two looks for origins that have been away too long
+
 logger = log.get_logger()
 
 
@@ -86,18 +88,22 @@ class Feed:
     def __init__(
         self,
         writer: Writer,
+        me: str,
         epoch: int,
         backlog: Backlog,
         current: Callable[[str, bool], None],
     ) -> None:
-        """`current` is told when a follower has caught up, or is gone."""
+        """`me`: the origin of this server's own clients. `current` is told when a follower has caught up,
+        or is gone."""
         self._writer = writer
+        self._me = me
         self._epoch = epoch
         self._backlog = backlog
         self._current = current
         self._followers: dict[str, _Following] = {}
         self._loop = asyncio.get_running_loop()
         self.settled = writer.change
+        self._forget_at = self._loop.time() + FORGET_EVERY
         self._samples: deque[tuple[float, int]] = deque(maxlen=1024)  # (when, what was settled)
 
     # --- a follower comes and goes ----------------------------------------------------------------
@@ -252,9 +258,19 @@ class Feed:
                 following.stream.abort()
                 self._gone(following)
 
-    def beat(self) -> None:
-        """Ask everybody how far it is; called every so often."""
+    def beat(self, patience: float) -> None:
+        """Ask everybody how far it is; let go of who has said nothing for `patience` seconds.
+
+        Called every so often."""
         now = self._loop.time()
+        for following in tuple(self._followers.values()):
+            if following.stream.heard_at < now - patience:
+                logger.warning("follower silent", server=following.stream.peer)
+                following.stream.abort()
+                self._gone(following)
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_EVERY
+            self._writer.forget(now, {self._me, *self._followers})
         if not self._samples or self._samples[-1][1] != self.settled:
             self._samples.append((now, self.settled))
         for following in self._followers.values():

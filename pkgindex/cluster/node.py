@@ -46,6 +46,8 @@ __all__ = ["Node"]
 # Takeover hears of commits and batches at most so often, and before it hears of anything else.
 SETTLED_SECONDS = 0.02
 
+SILENT_BEATS = 3  # of the other side of a stream, after which it is taken for dead
+
 OFFER_SECONDS = 0.01  # how often a writer that has offered its place looks whether it was taken
 COMMAND_SECONDS = 5.0
 
@@ -344,7 +346,7 @@ class Node:
         assert writer is not None
         for batch in writer.batches:
             self.backlog.add(*batch)
-        feed = Feed(writer, action.epoch, self.backlog, self._is_current)
+        feed = Feed(writer, self.id, action.epoch, self.backlog, self._is_current)
         self._feed = feed
         self._parts.writes(writer, feed)
         logger.info("writer", epoch=action.epoch, packages=len(writer), change=writer.change)
@@ -555,9 +557,10 @@ class Node:
     def _ping(self) -> None:
         if self._over:
             return
-        dead = self._loop.time() - max(self._after, 3 * self._step)
+        patience = SILENT_BEATS * self._step
+        dead = self._loop.time() - patience
         if self._feed is not None:
-            self._feed.beat()
+            self._feed.beat(patience)
         elif self._follower is not None and self._follower.stream.heard_at < dead:
             stream = self._follower.stream
             logger.warning("writer silent", server=stream.peer)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import cast
 
 from pkgindex import log
-from pkgindex.cluster.frames import LARGE, FrameError, Message, Reader, Refused, encode
+from pkgindex.cluster.frames import LARGE, SMALL, FrameError, Message, Reader, Refused, encode
 from pkgindex.cluster.trust import HANDSHAKE_SECONDS, Dials, Listens, NotTrusted
 
 __all__ = ["Stream"]
+
+UNREAD = 256 * 1024  # bytes on their way to the other side, from which on the stream is full
 
 logger = log.get_logger()
 
@@ -94,6 +96,8 @@ class Stream(asyncio.BufferedProtocol):
             if self._timer is not None:
                 self._timer.cancel()
             self._reader.limit = LARGE
+            if self._transport is not None:
+                self._transport.set_write_buffer_limits(UNREAD)
             self._trusted(self)
 
     def eof_received(self) -> bool:
@@ -120,7 +124,12 @@ class Stream(asyncio.BufferedProtocol):
         """Send messages, in this order."""
         if self._transport is not None and self.is_open and messages:
             parts = [part for message in messages for part in encode(message)]
-            self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+            if len(parts) == 1:
+                self._transport.write(parts[0])
+            elif len(parts[-1]) < SMALL:
+                self._transport.write(b"".join(parts))
+            else:
+                self._transport.writelines(parts)
 
     @property
     def unsent(self) -> int:
