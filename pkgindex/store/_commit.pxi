@@ -87,15 +87,17 @@ cdef class Committer:
     def submit(self, lines, uint64_t number, uint64_t first_change):
         """Commit a batch of redo lines, `number` of them; none at all means just a proof.
 
-        `lines` is kept until completed(). Raises RuntimeError while one is under way."""
-        if self.state != IDLE:
+        `lines` is kept until completed(), which raises what has failed since, between two commits too: a
+        rotation. Raises RuntimeError while one is under way."""
+        if self.state == SUBMITTED or self.state == DONE:
             raise RuntimeError("a commit is under way")
         PyObject_GetBuffer(lines, &self.view, PyBUF_SIMPLE)
         self.holds = True
         self.lines = number
         self.first_change = first_change
         pthread_mutex_lock(&self.mutex)
-        self.state = SUBMITTED
+        if self.state == IDLE:
+            self.state = SUBMITTED
         pthread_mutex_unlock(&self.mutex)
         pthread_cond_signal(&self.wake)    # unlocked: the thread would only wake to wait for the lock
 

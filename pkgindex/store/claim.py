@@ -50,6 +50,7 @@ EPOCH = re.compile(r"[0-9a-f]{8}")
 SEGMENT = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})")
 PROOF = re.compile(r"(?:from-([0-9a-f]{8})-)?proof-([0-9a-f]{8})-([0-9a-f]{12})-[0-9a-f]+")
 PATIENCE_SECONDS = 30.0  # for an older writer's directory to become empty
+STALE_SECONDS = 5.0  # for one that a listing still shows, though it is gone, to be listed no more
 GONE = (errno.ENOENT, errno.ESTALE)  # how a directory that was taken away shows itself
 FIRST_PROOF = "proof-00000000-000000000000-0"
 
@@ -204,7 +205,7 @@ def _fence(mount: Mount, mine: Claim) -> None:
 def _empty(mount: Mount, mine: Claim, epoch: int) -> None:
     """Take everything out of an older staging directory and remove it, until it is gone."""
     name = epoch_name(epoch)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    began = time.monotonic()
     while True:
         try:
             # .nfs files too: they hold up rmdir.
@@ -216,14 +217,13 @@ def _empty(mount: Mount, mine: Claim, epoch: int) -> None:
                 prove(mine)  # what was to be taken is gone; or one's own directory is
                 if name not in mount.names("staging"):
                     return
-                # Listed and yet not there: a stale entry may go, one that stays must not hold up for ever.
-                if time.monotonic() > deadline:
+                if time.monotonic() > began + STALE_SECONDS:
                     raise
                 time.sleep(0.001)
                 continue
             # Its writer was busy, or another claimant; or a client holds a removed file open (EBUSY).
             busy = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY)
-            if not busy or time.monotonic() > deadline:
+            if not busy or time.monotonic() > began + PATIENCE_SECONDS:
                 raise
             time.sleep(0.001)
         else:

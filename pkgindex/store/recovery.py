@@ -13,6 +13,7 @@ is read beyond the size seen first (C3); and a claimant that was itself fenced s
 only cried after a proof (C8).
 """
 
+import errno
 import os
 import re
 import time
@@ -154,6 +155,8 @@ def recover(
                 if error.errno not in GONE:
                     raise StoreUnreachable(what) from None
             if time.monotonic() >= deadline:
+                if isinstance(error, OSError) and error.errno != errno.ENOENT:
+                    raise StoreUnreachable(f"{what}: check the mount, and start again") from None
                 raise StoreDamaged(
                     f"{what}; nothing was changed: restore it from a backup, or see what is left with "
                     f"'pkgindex check {mount.root}'"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pkgindex.errors import PkgindexError, StoreDamaged
+from pkgindex.errors import PkgindexError, StoreDamaged, StoreUnreachable
 from pkgindex.store import claim as claiming
 from pkgindex.store import journal as journaling
 from pkgindex.store import recovery
@@ -674,6 +674,20 @@ def test_c2_an_older_folder_that_is_listed_and_never_there_holds_up_no_claim_for
         raise OSError(errno_, os.strerror(errno_), path)
 
     monkeypatch.setattr(claiming.os, "rmdir", never_there)
-    monkeypatch.setattr(claiming, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(claiming, "STALE_SECONDS", 0.2)
     with pytest.raises(OSError, match=os.strerror(errno_)):
         claiming.claim(Mount(str(root)))
+
+
+def test_c8_a_handle_that_stays_stale_is_a_mount_to_be_mended_and_no_damage(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Writer(root) as old:
+        old.ask("INDEX|a|")
+
+    def stale(mount: Mount) -> list[object]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), mount.path("journal"))
+
+    monkeypatch.setattr(recovery, "highest_chain", stale)
+    with pytest.raises(StoreUnreachable, match="journal: cannot read it: Stale file handle"):
+        recovered_index(root)

@@ -850,3 +850,13 @@ def test_a_server_that_cannot_be_started_is_no_pass(root: Path) -> None:
     require_strace()
     with pytest.raises(ServerFailed):
         Traced(f"file:{root}", root.parent / "trace", mutation="raise SystemExit(9)").start()
+
+
+def test_w7_a_commit_handed_over_after_a_rotation_has_failed_hears_of_that(root: Path) -> None:
+    """The failure may be known to the commit thread before the loop has been told of it."""
+    with Writer(root) as old:
+        committer = old.journal._committer
+        committer.fail(5)
+        old.journal.submit(memoryview(b""), 0, 1)
+        with pytest.raises(OSError, match="the next segment"):
+            old.journal.completed()
