@@ -20,7 +20,7 @@ HEADERS := $(wildcard pkgindex/*.h pkgindex/store/*.h)
 LINTED := pkgindex tests $(wildcard benchmarks) setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: help serve build test testinstalled check bench bench-quick bench-core profile sdist sanitize \
+.PHONY: help serve build test testinstalled check bench bench-quick bench-cluster bench-core profile sdist sanitize \
 	torture torture-quick torture-long clean tools
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make bench          measure all of it, beside other servers and the machine's limits: 40 minutes"
 	@echo "                    (BENCH_ARGS='--only changes' measures a part, '--list' names the parts)"
 	@echo "make bench-quick    the main rates beside the machine's limits alone, in a minute"
+	@echo "make bench-cluster  several servers on one folder, beside one alone"
 	@echo "make bench-core     measure the core alone: ns a message, bytes a package"
 	@echo "make profile        show where the server's time goes (needs perf)"
 	@echo "make sdist          make dist/pkgindex-*.tar.gz"
@@ -58,6 +59,9 @@ bench: $(VENV)/.with-bench
 
 bench-quick: $(VENV)/.built
 	$(BIN)/python benchmarks/bench.py --quick $(BENCH_ARGS)
+
+bench-cluster: $(VENV)/.built
+	$(BIN)/python benchmarks/cluster.py $(BENCH_ARGS)
 
 bench-core: $(VENV)/.with-bench
 	$(BIN)/python benchmarks/core.py $(BENCH_ARGS)

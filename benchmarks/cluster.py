@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import machine
@@ -164,7 +164,9 @@ def reads(options: argparse.Namespace) -> Iterator[str]:
         mine, others, share = ratio(
             lambda: queries(strong, table, options)["rate"], plain, options.rounds
         )
-        yield row("strong QUERY on a follower", f"{mine:,.0f}/s", f"plain {others:,.0f}/s", share, 0.5)
+        yield row(
+            "strong QUERY on a follower", f"{mine:,.0f}/s", f"plain {others:,.0f}/s", share, 0.5
+        )
 
 
 def forwarded(options: argparse.Namespace) -> Iterator[str]:
@@ -178,9 +180,7 @@ def forwarded(options: argparse.Namespace) -> Iterator[str]:
             costs[member].append(cost)
             return found
 
-        mine, others, share = ratio(
-            lambda: rate(follower), lambda: rate(writer), options.rounds
-        )
+        mine, others, share = ratio(lambda: rate(follower), lambda: rate(writer), options.rounds)
         yield row(
             "durable INDEX by a follower", f"{mine:,.0f}/s", f"direct {others:,.0f}/s", share, 0.6
         )
@@ -193,8 +193,7 @@ def lag(options: argparse.Namespace) -> Iterator[str]:
     with cluster((), (), cpu=machine.ALL_CPUS) as two:
         writer, follower = two.members
         rate = min(LAG_RATE, options.lag_rate)
-        template = r"INDEX|%c-%m|\n"
-        words = ["--template", rf"INDEX|a%c-%d|\n", "--connections", "50", "--rate", str(rate)]
+        words = ["--template", r"INDEX|a%c-%d|\n", "--connections", "50", "--rate", str(rate)]
         seconds = LAG_SAMPLES * 0.02 + 4
         found: dict[str, Result] = {}
         load = threading.Thread(
@@ -217,8 +216,12 @@ def lag(options: argparse.Namespace) -> Iterator[str]:
         got = found["report"]["streams"][0]["rate"]
         p99 = statistics.quantiles(lags, n=100)[98]
         yield row(
-            "lag, p99", f"{p99:.1f} ms", f"at {got:,.0f} changes/s, median {statistics.median(lags):.1f}",
-            p99, 50, less=True,
+            "lag, p99",
+            f"{p99:.1f} ms",
+            f"at {got:,.0f} changes/s, median {statistics.median(lags):.1f}",
+            p99,
+            50,
+            less=True,
         )
 
 
@@ -249,10 +252,17 @@ def joining(options: argparse.Namespace) -> Iterator[str]:
             busy.append(found[0])
             member.kill()
         worse = statistics.median(busy) - statistics.median(quiet)
-        yield row("joining, 1 M packages", f"{statistics.median(taken):.2f} s", "", statistics.median(taken), 3, less=True)
+        middle = statistics.median(taken)
         yield row(
-            "  the writer's QUERY p99 meanwhile", f"{worse:+.2f} ms",
-            f"{statistics.median(quiet):.2f} to {statistics.median(busy):.2f} ms", worse, 1, less=True,
+            f"joining, {options.packages:,} packages", f"{middle:.2f} s", "", middle, 3, less=True
+        )
+        yield row(
+            "  the writer's QUERY p99 meanwhile",
+            f"{worse:+.2f} ms",
+            f"{statistics.median(quiet):.2f} to {statistics.median(busy):.2f} ms",
+            worse,
+            1,
+            less=True,
         )
 
 
@@ -263,7 +273,7 @@ def stamp(log: str, event: str) -> float:
     return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
 
 
-def failover(options: argparse.Namespace) -> Iterator[str]:
+def failover(_options: argparse.Namespace) -> Iterator[str]:
     """The writer is killed: how long until the next change is acknowledged on the other server."""
     gaps = []
     with cluster((), (), cpu=machine.ALL_CPUS) as two:
@@ -279,8 +289,12 @@ def failover(options: argparse.Namespace) -> Iterator[str]:
             two.join()
     worst = max(gaps)
     yield row(
-        "SIGKILL to the next change, most", f"{worst:.2f} s",
-        f"median {statistics.median(gaps):.2f} s of {KILLS}", worst, 1, less=True,
+        "SIGKILL to the next change, most",
+        f"{worst:.2f} s",
+        f"median {statistics.median(gaps):.2f} s of {KILLS}",
+        worst,
+        1,
+        less=True,
     )
 
 
@@ -301,8 +315,9 @@ def row(
 ) -> str:
     """One line; `value` is what the target is about."""
     met = value <= target if less else value >= target
-    said = "" if less else f" {value:.2f} ×"
-    return f"{name:34} {figure:>12}  {beside}{said}  target {'≤' if less else '≥'} {target:g}: {'met' if met else 'missed'}"
+    share = "" if less else f" {value:.2f} times that"
+    bound = f"target {'at most' if less else 'at least'} {target:g}: {'met' if met else 'missed'}"
+    return f"{name:34} {figure:>12}  {beside}{share}  {bound}"
 
 
 ROWS: dict[str, Callable[[argparse.Namespace], Iterator[str]]] = {
