@@ -27,6 +27,8 @@ MOST_UNRUN = 64 << 20  # bytes that a follower has forwarded and that are not ev
 # A slice of a snapshot: copied in a third of a millisecond, so that no client minds.
 SLICE_BYTES, SLICE_PACKAGES = 32 * 1024, 256
 
+LATE_SECONDS = 0.25  # a PONG is not awaited, but missed
+
 FORGET_EVERY = 60.0  # seconds between two looks for origins that have been away too long
 
 logger = log.get_logger()
@@ -79,7 +81,12 @@ class _Following:
         self.walk: int | None = None  # where its snapshot has come to
         self.unrun = 0  # bytes
         self.checks: list[tuple[int, int]] = []  # (number, ticket that it rests on)
-        self.since = 0.0  # when it was last seen to have everything
+        # A PING comes behind all changes before it, so its way there and back is a bound of the lag.
+        self.asked: tuple[int, float, int] | None = (
+            None  # the oldest without a PONG: number, when, change
+        )
+        self.lag_seconds = 0.0
+        self.lag_changes = 0
 
 
 class Feed:
@@ -104,7 +111,9 @@ class Feed:
         self._loop = asyncio.get_running_loop()
         self.settled = writer.change
         self._forget_at = self._loop.time() + FORGET_EVERY
-        self._samples: deque[tuple[float, int]] = deque(maxlen=1024)  # (when, what was settled)
+        self._began = self._loop.time()
+        self._changed_at: float | None = None  # when a change became durable in this reign
+        self._beats = 0
 
     # --- a follower comes and goes ----------------------------------------------------------------
 
@@ -115,7 +124,6 @@ class Feed:
             old.stream.close("another connection of this server has taken its place")
             self._gone(old)
         following = _Following(stream, hello.member)
-        following.since = self._loop.time()
         resumed = self._writer.resume(hello.member, hello.confirmed, hello.seen)
         if resumed is not None:
             following.next = resumed.mark + 1
@@ -126,6 +134,7 @@ class Feed:
         for first, count, lines in batches or ():
             stream.send(frames.Batch(first, count, lines))
         following.change = hello.change if not fresh else 0
+        following.lag_changes = self.settled - following.change
         if resumed is not None:
             # What is evaluated but not settled yet is told when it is.
             known = self._writer.given.get(hello.member, 0) - (mark - len(resumed.letters))
@@ -220,8 +229,7 @@ class Feed:
                 following.is_current = True
                 self._current(following.member, True)
             case frames.Pong():
-                following.change = message.change
-                self._measure(following)
+                self._measure(following, message)
             case _:
                 pass
 
@@ -237,6 +245,7 @@ class Feed:
         batch = None
         if commit.count:
             self.settled = commit.first + commit.count - 1
+            self._changed_at = self._loop.time()
             self._backlog.add(commit.first, commit.count, commit.lines)
             batch = frames.Batch(commit.first, commit.count, commit.lines)
         if not self._followers:
@@ -271,10 +280,11 @@ class Feed:
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY
             self._writer.forget(now, {self._me, *self._followers})
-        if not self._samples or self._samples[-1][1] != self.settled:
-            self._samples.append((now, self.settled))
+        self._beats += 1
         for following in self._followers.values():
-            following.stream.send(frames.Ping(0, self.settled))
+            if following.asked is None:
+                following.asked = self._beats, now, self.settled
+            following.stream.send(frames.Ping(self._beats, self.settled))
 
     def offer(self, member: str) -> bool:
         """Offer the place to a follower; whether it is there."""
@@ -286,21 +296,33 @@ class Feed:
 
     # --- what an operator is told -----------------------------------------------------------------
 
-    def _measure(self, following: _Following) -> None:
-        if following.change >= self.settled:
-            following.since = self._loop.time()
+    def _measure(self, following: _Following, pong: frames.Pong) -> None:
+        following.change = pong.change
+        if following.asked is not None and pong.number >= following.asked[0]:
+            _, at, change = following.asked
+            following.asked = None
+            following.lag_seconds = self._loop.time() - at
+            following.lag_changes = max(0, change - pong.change)
 
-    def state(self) -> dict[str, dict[str, object]]:
-        """By follower: how far it is behind."""
+    def state(self) -> dict[str, object]:
+        """What was made durable when, in this reign, and by follower how far it is behind."""
         now = self._loop.time()
         found: dict[str, dict[str, object]] = {}
         for member, following in self._followers.items():
-            behind = max(0, self.settled - following.change)
-            since = next((at for at, change in self._samples if change > following.change), now)
+            seconds, behind = following.lag_seconds, following.lag_changes
+            if following.asked is not None and now - following.asked[1] > LATE_SECONDS:
+                seconds = max(seconds, now - following.asked[1])
+                behind = max(0, self.settled - following.change)
             found[member] = {
                 "lag_changes": behind,
-                "lag_seconds": round(now - since, 3) if behind else 0.0,
-                "backlog_bytes": following.stream.unsent,
+                "lag_seconds": round(seconds, 3),
+                "unsent_bytes": following.stream.unsent,
                 "current": following.is_current,
             }
-        return found
+        since = None if self._changed_at is None else round(now - self._changed_at, 3)
+        return {
+            "reign_seconds": round(now - self._began, 3),
+            "change_seconds": since,
+            "backlog_bytes": self._backlog.bytes,
+            "followers": found,
+        }

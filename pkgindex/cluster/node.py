@@ -573,24 +573,26 @@ class Node:
     def state(self) -> dict[str, object]:
         """For an operator: this member, and its followers if it writes."""
         mine = self._member()
-        known = {
+        follower, feed = self._follower, self._feed
+        known: dict[str, object] = {
             "id": mine.id,
             "cluster": mine.cluster,
             "data": list(mine.data),
             "role": mine.role.value,
             "epoch": mine.epoch,
             "position": mine.change,
+            "current": feed is not None,
             "version": mine.version,
+            "takeover_after": self._after,
+            "unanswered": self._parts.pending.messages,
         }
-        if self._follower is not None:
-            behind = max(0, self._follower.settled - self._follower.change)
-            return {"self": known | {"writer": self._follower.member, "lag_changes": behind}}
-        if self._feed is None:
-            return {"self": known}
-        return {
-            "self": known | {"backlog_bytes": self.backlog.bytes},
-            "followers": self._feed.state(),
-        }
+        if feed is not None:
+            return {"self": known | {"hands_over": bool(self._offering)}} | feed.state()
+        if follower is not None:
+            known["writer"] = follower.member
+            known["current"] = follower.is_live and follower.is_good
+            known["lag_changes"] = max(0, follower.settled - follower.change)
+        return {"self": known}
 
     # --- clients and the end ----------------------------------------------------------------------
 
