@@ -164,13 +164,17 @@ def _chosen(
     return ours, others
 
 
-def _failed(report: Path) -> tuple[str, ...]:
-    """Return the campaigns that a report says failed."""
+def _outcomes(report: Path) -> list[Outcome]:
+    """Return what a report says of each campaign."""
     try:
-        outcomes = json.loads(report.read_text())["outcomes"]
+        return [Outcome(**each) for each in json.loads(report.read_text())["outcomes"]]
     except FileNotFoundError:
         raise click.BadParameter(f"no report {report}: run the campaigns first") from None
-    names = tuple(outcome["name"] for outcome in outcomes if outcome["failures"])
+
+
+def _failed(outcomes: list[Outcome], report: Path) -> tuple[str, ...]:
+    """Return the campaigns that failed."""
+    names = tuple(outcome.name for outcome in outcomes if outcome.failures)
     if not names:
         raise click.BadParameter(f"nothing failed in {report}")
     return names
@@ -199,8 +203,10 @@ def main(
 ) -> None:
     console = Console(soft_wrap=True)
     known = campaigns()
+    before: list[Outcome] = []
     if failed:
-        only = _failed(folder / f"{form}.json")
+        before = _outcomes(folder / f"{form}.json")
+        only = _failed(before, folder / f"{form}.json")
     ours, others = _chosen(known, only, form)
     if listing:
         for campaign in known.values():
@@ -231,9 +237,16 @@ def main(
     with bar, ThreadPoolExecutor(jobs) as pool:
         done = {campaign.name: run(campaign) for campaign in ours if campaign.alone}
         done |= zip((campaign.name for campaign in together), pool.map(run, together), strict=True)
-    report.outcomes += [done[campaign.name] for campaign in ours]
+    # What held in the run before stands; the report says what was run again.
+    held = {outcome.name: outcome for outcome in before if not outcome.failures}
+    report.again = list(only) if failed else []
+    report.outcomes += [(held | done)[name] for name in known if name in held | done]
     report.seconds = time.monotonic() - began
-    report.elsewhere = {c.name: "make torture-long" if c.long else "make torture" for c in others}
+    report.elsewhere = {
+        c.name: "make torture-long" if c.long else "make torture"
+        for c in others
+        if c.name not in held
+    }
     text, data = report.write(folder)
     console.print(report.summary(), highlight=False, markup=False)
     console.print(f"{text}\n{data}", highlight=False, markup=False)

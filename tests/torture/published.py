@@ -42,6 +42,9 @@ def figures(reports: list[dict[str, Any]]) -> str:
             f"on {machine['cores']} cores, {machine['system']}",
             f"pkgindex {machine['pkgindex']}, Python {machine['Python']}",
         )
+        if again := report.get("again"):
+            ran = (f"{len(outcomes)} campaigns", *ran[1:])
+            ran += (f"run again after a failure and its mend: {', '.join(again)}",)
         lines += [f"### {TITLES[report['form']]}", "", f"{'; '.join(ran)}.", ""]
         lines += ["| campaign | seconds | counted |", "| --- | ---: | --- |"]
         for outcome in outcomes:

@@ -73,6 +73,7 @@ class Report:
     seconds: float = 0.0  # that the whole run took
     outcomes: list[Outcome] = field(default_factory=list)
     elsewhere: dict[str, str] = field(default_factory=dict)  # campaign: the command that has it
+    again: list[str] = field(default_factory=list)  # campaigns that had failed in the run before
 
     @classmethod
     def begun(cls, form: str, seed: int) -> Self:
@@ -115,6 +116,11 @@ class Report:
             f"This is {FORMS[self.form]}, begun {self.began}, seed {self.seed}.",
             "",
         ]
+        if self.again:
+            lines += [
+                f"Run again, after a failure: {', '.join(self.again)}. The rest held before.",
+                "",
+            ]
         lines += [f"- {name}: {value}" for name, value in self.machine.items()]
         lines += ["", "| campaign | | seconds | counted |", "| --- | --- | --- | --- |"]
         for outcome in self.outcomes:
