@@ -8,6 +8,7 @@ SERVE_ARGS ?=
 PYTEST_ARGS ?= -n 3 --dist worksteal
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
+SIMULATION_ARGS ?=
 
 # The first interpreter that is new enough. It is run, not only found: a shim may lead nowhere.
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -21,7 +22,7 @@ LINTED := pkgindex tests $(wildcard benchmarks) setup.py
 
 .DELETE_ON_ERROR:
 .PHONY: help serve build test testinstalled check bench bench-quick bench-cluster bench-core profile sdist sanitize \
-	torture torture-quick torture-long clean tools
+	torture torture-quick torture-long simulation clean tools
 
 help:
 	@echo "make serve          build, then serve on port 8080 of this machine from $(STORE)"
@@ -38,6 +39,7 @@ help:
 	@echo "make sanitize       run the tests of the compiled parts under ASan and UBSan"
 	@echo "make torture        run every fault campaign that fits into an hour, whole; torture-quick: all, reduced;"
 	@echo "                    torture-long: the rest (TORTURE_ARGS='--only kill --seed 7' runs one again)"
+	@echo "make simulation     100,000 random schedules of the takeover protocol, each with its seed"
 	@echo "make clean          remove what was built (not the index)"
 
 serve: $(VENV)/.with-load
@@ -74,6 +76,9 @@ torture-quick: FORM := --quick
 torture-long: FORM := --long
 torture torture-quick torture-long: $(VENV)/.with-torture
 	$(BIN)/python -m tests.torture $(FORM) $(TORTURE_ARGS)
+
+simulation: $(VENV)/.with-test
+	$(BIN)/python -m tests.simulation $(SIMULATION_ARGS)
 
 sdist: $(VENV)/.with-test
 	rm -rf dist
