@@ -86,6 +86,16 @@ class Server:
 
     def start(self) -> Self:
         """Start the process and wait until it serves. ServerFailed if it ends before."""
+        self.launch()
+        try:
+            self.wait_for("serving")
+        except BaseException:
+            self._dispose()
+            raise
+        return self
+
+    def launch(self) -> None:
+        """Start the process, and do not wait."""
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -96,12 +106,6 @@ class Server:
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
-        try:
-            self.wait_for("serving")
-        except BaseException:
-            self._dispose()
-            raise
-        return self
 
     @property
     def pid(self) -> int:
@@ -124,15 +128,22 @@ class Server:
             parsed = [_parse_event(line) for line in self.lines]
         return [event for event in parsed if event and (name is None or event["event"] == name)]
 
-    def wait_for(self, event: str, patience: float | None = None) -> dict[str, Any]:
-        """Return the first line of `event`, waiting for it. ServerFailed if it never comes."""
+    def wait_for(
+        self, event: str, patience: float | None = None, *, after: int = 0
+    ) -> dict[str, Any]:
+        """Return the first line of `event` (of those after so many), waiting for it.
+
+        ServerFailed if it never comes."""
         deadline = time.monotonic() + (self.patience if patience is None else patience)
         with self._logged:
             while True:
+                found = 0
                 for line in self.lines:
                     parsed = _parse_event(line)
                     if parsed and parsed["event"] == event:
-                        return parsed
+                        found += 1
+                        if found > after:
+                            return parsed
                 left = deadline - time.monotonic()
                 if self._log_ended or left <= 0:
                     raise ServerFailed(f"no event {event!r} from the server{self._last_lines()}")

@@ -1,6 +1,7 @@
 """The writer's side of its followers' streams: what is durable goes out, what they forward comes in.
 
-Guarantee: on a stream, an answer and a CHECKED come behind every change that they rest on (F3, F4), and
+Guarantee: on a stream, an answer comes behind every change that it rests on (F3); a CHECKED comes behind
+every change that was acknowledged before its CHECK came (F4), and before those that were made after it. And
 nothing comes that is not durable, but for snapshots: their last END says from which change on they are good.
 
 What a follower costs is bounded: it continues from the backlog of batches, which all share, or takes a
@@ -255,12 +256,13 @@ class Feed:
             results.setdefault(each.origin, []).append(frames.Answers(each.first, each.letters))
         for following in tuple(self._followers.values()):
             said: list[frames.Message] = []
+            if following.checks and following.checks[0][1] <= commit.ticket:
+                # Before the batch: it may hold changes that their clients sent behind these reads.
+                said += (frames.Checked(n) for n, t in following.checks if t <= commit.ticket)
+                following.checks = [c for c in following.checks if c[1] > commit.ticket]
             if batch is not None:
                 said.append(batch)
             said += results.get(following.member, ())
-            if following.checks and following.checks[0][1] <= commit.ticket:
-                said += (frames.Checked(n) for n, t in following.checks if t <= commit.ticket)
-                following.checks = [c for c in following.checks if c[1] > commit.ticket]
             following.stream.send(*said)
             if following.stream.unsent > MOST_UNREAD:
                 logger.warning("follower too slow", server=following.stream.peer)
