@@ -22,7 +22,7 @@ LINTED := pkgindex tests $(wildcard benchmarks) setup.py
 
 .DELETE_ON_ERROR:
 .PHONY: help serve build test testinstalled check bench bench-quick bench-cluster bench-core profile sdist sanitize \
-	torture torture-quick torture-long simulation clean tools
+	torture torture-quick torture-long torture-cluster simulation clean tools
 
 help:
 	@echo "make serve          build, then serve on port 8080 of this machine from $(STORE)"
@@ -38,7 +38,8 @@ help:
 	@echo "make sdist          make dist/pkgindex-*.tar.gz"
 	@echo "make sanitize       run the tests of the compiled parts under ASan and UBSan"
 	@echo "make torture        run every fault campaign that fits into an hour, whole; torture-quick: all, reduced;"
-	@echo "                    torture-long: the rest (TORTURE_ARGS='--only kill --seed 7' runs one again)"
+	@echo "                    torture-long: half an hour of load; torture-cluster: an hour of failovers"
+	@echo "                    (TORTURE_ARGS='--only kill --seed 7' runs one again)"
 	@echo "make simulation     100,000 random schedules of the takeover protocol, each with its seed"
 	@echo "make clean          remove what was built (not the index)"
 
@@ -74,7 +75,8 @@ profile: $(VENV)/.built
 torture: FORM := --full
 torture-quick: FORM := --quick
 torture-long: FORM := --long
-torture torture-quick torture-long: $(VENV)/.with-torture
+torture-cluster: FORM := --cluster
+torture torture-quick torture-long torture-cluster: $(VENV)/.with-torture
 	$(BIN)/python -m tests.torture $(FORM) $(TORTURE_ARGS)
 
 simulation: $(VENV)/.with-test

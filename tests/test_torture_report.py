@@ -60,7 +60,8 @@ CAMPAIGNS = {
     "tells": Campaign("tells", "It tells who it is.", tells, seconds=NOTHING),
     "vanishes": Campaign("vanishes", "It vanishes.", vanishes, seconds=NOTHING),
     "absent": Campaign("absent", "It needs more.", fails, lambda: "no such tool", NOTHING),
-    "long": Campaign("long", "It takes its time.", holds, seconds=NOTHING, long=True),
+    "long": Campaign("long", "It takes its time.", holds, seconds=NOTHING, form="long"),
+    "cluster": Campaign("cluster", "It takes several.", holds, seconds=NOTHING, form="cluster"),
 }
 
 
@@ -130,10 +131,12 @@ def test_each_form_names_the_campaigns_that_it_leaves_to_others() -> None:
         return [one.name for one in ours], [one.name for one in others]
 
     everything = list(CAMPAIGNS)
+    ours = everything[:-2]
     assert names("quick") == (everything, [])
-    assert names("full") == (everything[:-1], ["long"])
-    assert names("long") == (["long"], everything[:-1])
-    assert names("full", "long") == (["long"], everything[:-1])
+    assert names("full") == (ours, ["long", "cluster"])
+    assert names("long") == (["long"], [*ours, "cluster"])
+    assert names("cluster") == (["cluster"], [*ours, "long"])
+    assert names("full", "long") == (["long"], [*ours, "cluster"])
 
 
 def test_a_run_ends_with_1_if_anything_failed_and_reports_it_twice(tmp_path: Path) -> None:
@@ -143,7 +146,8 @@ def test_a_run_ends_with_1_if_anything_failed_and_reports_it_twice(tmp_path: Pat
     facts = json.loads((tmp_path / "quick.json").read_text())
     assert (facts["seed"], facts["failed"], facts["totals"]) == (7, True, {"seeds": 7})
     page = (tmp_path / "quick.md").read_text()
-    for told in ("## fails: FAILED", "it was promised", "- long: `make torture-long`"):
+    left = ("- long: `make torture-long`", "- cluster: `make torture-cluster`")
+    for told in ("## fails: FAILED", "it was promised", *left):
         assert told in page
     command = ["--only", "holds", "--report", str(tmp_path)]
     assert CliRunner().invoke(runner.main, command).exit_code == 0

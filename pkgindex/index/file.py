@@ -333,7 +333,7 @@ class FileIndex(Index):
         self._abandoned = self._commit_failed = True
         if self._loop:
             self._loop.remove_reader(self._event)
-        self._behind.stop(0.0)
+        self._behind.abandon()
 
         def reap() -> None:
             # Until its threads have ended they use the graph's memory and the descriptors.

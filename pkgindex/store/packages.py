@@ -86,6 +86,7 @@ class WriteBehind:
         self._wake = threading.Condition()
         self._stop_by: float | None = None
         self._hurry = False
+        self._abandoned = False
         self._settled = 0
         self._awaited: float = (
             math.inf
@@ -122,6 +123,11 @@ class WriteBehind:
         with self._wake:
             self._stop_by = deadline
             self._wake.notify_all()
+
+    def abandon(self) -> None:
+        """End without writing anything more; what fails from now on concerns nobody."""
+        self._abandoned = True
+        self.stop(0.0)
 
     def join(self, timeout: float | None) -> bool:
         """Wait up to `timeout` seconds (None: for ever) for the thread's end; whether it came."""
@@ -164,6 +170,8 @@ class WriteBehind:
                 if stopping and (self._late() or not self._graph.dirty + self._graph.owed):
                     return
         except Exception as error:  # noqa: BLE001  # whatever it is, the loop must hear of it
+            if self._abandoned:
+                return
             if not isinstance(error, OSError):
                 error = OSError(errno.EIO, f"the writer of package files failed: {error!r}")
             self.last_error = error

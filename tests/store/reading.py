@@ -90,7 +90,7 @@ def read_index(root: Path) -> Index:
         elif what == "-":
             index.pop(name[0], None)
         else:
-            assert what == "*", line
+            assert what in "*@", line
     return index
 
 

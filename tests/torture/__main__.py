@@ -4,6 +4,7 @@
     python -m tests.torture                         # every campaign in its reduced form, as CI does
     python -m tests.torture --full                  # the whole of those that end within the hour
     python -m tests.torture --long                  # the whole of those that take longer
+    python -m tests.torture --cluster               # the whole of those of several servers
     python -m tests.torture --only kill --seed 7    # one again, from its seed
     python -m tests.torture --failed --jobs 1       # what failed in the last run of this form, alone
 
@@ -56,6 +57,13 @@ ENDS_WITHIN = 10.0  # after it has said what came out
 
 #: Campaigns at a time: each keeps a server and its clients busy, and their waits leave a core to another.
 JOBS = min(2, len(os.sched_getaffinity(0)))
+
+#: What runs the whole of a campaign, by its form.
+COMMANDS = {
+    "full": "make torture",
+    "long": "make torture-long",
+    "cluster": "make torture-cluster",
+}
 
 #: How a campaign's process begins: with nothing of the ones before it.
 START = "spawn"
@@ -156,10 +164,8 @@ def _chosen(
     ours: list[Campaign] = []
     others: list[Campaign] = []
     for campaign in known.values():
-        # The reduced form has all of them; the full ones are two, for one of them takes its time.
-        fits = (
-            campaign.name in only if only else form == "quick" or campaign.long == (form == "long")
-        )
+        # The reduced form has all of them, the others each its own.
+        fits = campaign.name in only if only else form in ("quick", campaign.form)
         (ours if fits else others).append(campaign)
     return ours, others
 
@@ -183,6 +189,7 @@ def _failed(outcomes: list[Outcome], report: Path) -> tuple[str, ...]:
 @click.command(help=__doc__)
 @click.option("--full", "form", flag_value="full", help="Whole campaigns, not the reduced ones.")
 @click.option("--long", "form", flag_value="long", help="The campaigns that take longer than all.")
+@click.option("--cluster", "form", flag_value="cluster", help="The campaigns of several servers.")
 @click.option("--quick", "form", flag_value="quick", default="quick", help="The default.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this campaign; repeatable.")
 @click.option("--failed", is_flag=True, help="Only what the last report of this form says failed.")
@@ -242,11 +249,7 @@ def main(
     report.again = list(only) if failed else []
     report.outcomes += [(held | done)[name] for name in known if name in held | done]
     report.seconds = time.monotonic() - began
-    report.elsewhere = {
-        c.name: "make torture-long" if c.long else "make torture"
-        for c in others
-        if c.name not in held
-    }
+    report.elsewhere = {c.name: COMMANDS[c.form] for c in others if c.name not in held}
     text, data = report.write(folder)
     console.print(report.summary(), highlight=False, markup=False)
     console.print(f"{text}\n{data}", highlight=False, markup=False)

@@ -54,5 +54,5 @@ class Campaign:
     run: Callable[[Run], None]
     absent: Callable[[], str | None] = lambda: None  # why this machine cannot run it
     seconds: tuple[float, float] = (60.0, 600.0)  # what it may take: quick, full
-    long: bool = False  # only in `make torture-long`
+    form: str = "full"  # which run has the whole of it: "full", "long" or "cluster"
     alone: bool = False  # it measures times, so nothing runs beside it

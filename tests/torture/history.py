@@ -78,6 +78,11 @@ class Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._all_answered: asyncio.Future[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for their reply."""
+        return len(self._open)
+
     async def ask(self, lines: Iterable[str]) -> list[str]:
         """Send a pipeline and return its replies. ConnectionError if the connection ends before,
         TimeoutError if the replies do not come."""

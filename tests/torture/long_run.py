@@ -332,6 +332,6 @@ CAMPAIGNS = (
         "descriptors flat.",
         long_run,
         seconds=(120.0, 2100.0),
-        long=True,
+        form="long",
     ),
 )

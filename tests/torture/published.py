@@ -26,6 +26,7 @@ BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 TITLES = {
     "full": "The whole campaigns (`make torture`)",
     "long": "The long run (`make torture-long`)",
+    "cluster": "The failovers (`make torture-cluster`)",
     "quick": "The reduced form (`make torture-quick`)",
 }
 

@@ -25,6 +25,7 @@ FORMS = {
     "quick": "the reduced form (make torture-quick has all campaigns in it)",
     "full": "the whole (make torture has the campaigns that fit into an hour)",
     "long": "the whole (make torture-long has the campaigns that take longer)",
+    "cluster": "the whole (make torture-cluster has those of several servers)",
 }
 
 

@@ -1,0 +1,200 @@
+"""Any server of a cluster may die, hang or be cut off: nothing acknowledged is lost, nothing done twice.
+
+Three servers and fifty clients; fault after fault (failover_story.py), in stories of a few with the same
+servers, some with `--reads strong`. On the survivors no connection ends and every message is answered once.
+
+How long changes stood still is told by kind of fault, median and longest; the median has to keep what is
+promised, for one takeover alone may meet a busy machine.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.servers import Server, ServerFailed
+from tests.torture.campaign import Campaign, Run
+from tests.torture.failover_story import TAKEOVER_AFTER, Story
+from tests.torture.mutants import Mutant
+from tests.torture.reigns import Place
+
+__all__ = ["CAMPAIGNS"]
+
+FAULTS = 12  # of one story
+FAILURES = 4  # after which a campaign has nothing more to say
+
+SILENT = TAKEOVER_AFTER + 2.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befalls a cluster."""
+
+    does: Callable[[Story], float]
+    often: int  # how often it is chosen, beside the others
+    within: float | None = None  # seconds in which changes flow again
+
+
+def kill_two(story: Story) -> float:
+    return story.kill(story.writer, story.followers[0])
+
+
+def kill_twice(story: Story) -> float:
+    """The writer, and whoever takes its place, in the middle of it or just after."""
+    first, others = story.writer, story.followers
+    at = story.kill(first)
+    time.sleep(story.random.uniform(0, 0.5))
+    story.kill(max(others, key=story.reign))
+    return at
+
+
+def pause_briefly(story: Story) -> float:
+    """Shorter than anybody minds."""
+    at = story.pause(story.writer)
+    time.sleep(story.random.uniform(0.1, 0.8) * TAKEOVER_AFTER)
+    story.wake_all()
+    return at
+
+
+def pause_two(story: Story) -> float:
+    """The writer and one of its followers, which wake together."""
+    return story.pause(story.writer, story.followers[0])
+
+
+def pause_idle(story: Story) -> float:
+    """The writer while its own clients ask nothing, nor when it wakes: only the mount tells it."""
+    writer = story.writer
+    story.hush(writer)
+    return story.pause(writer)
+
+
+def pause_and_kill(story: Story) -> float:
+    """The writer is paused, whoever took its place is killed, and the first wakes."""
+    at = story.pause(story.writer)
+    story.flow_again(at)
+    story.kill(story.writer)
+    return at
+
+
+LOCAL = {
+    "writer killed": Fault(lambda s: s.kill(s.writer), 8, 1.0),
+    "follower killed": Fault(lambda s: s.kill(s.followers[0]), 1),
+    "two killed": Fault(kill_two, 2, 1.0),
+    "writer killed, and the next": Fault(kill_twice, 2),
+    "writer paused": Fault(lambda s: s.pause(s.writer), 4, SILENT),
+    "writer paused briefly": Fault(pause_briefly, 1),
+    "writer and follower paused": Fault(pause_two, 2, SILENT),
+    "idle writer paused": Fault(pause_idle, 1, SILENT),
+    "writer paused, the next killed": Fault(pause_and_kill, 1),
+    "follower paused": Fault(lambda s: s.pause(s.followers[0]), 1),
+    "handover": Fault(lambda s: s.leave(s.writer), 3),
+    "follower told to stop": Fault(lambda s: s.leave(s.followers[0]), 1),
+}
+
+
+@contextmanager
+def local(folder: Path) -> Iterator[Place]:
+    """All servers in one folder."""
+    yield Place([folder / "index"] * 3, folder / "index")
+
+
+def start(mutant: str, root: Path, _number: int, options: tuple[str, ...]) -> Server:
+    """A server, not started."""
+    return Mutant(mutant, f"file:{root}", *options)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a campaign happens, and what."""
+
+    place: Callable[[Path], AbstractContextManager[Place]]
+    faults: dict[str, Fault]
+    failovers: tuple[int, int]  # full, quick
+
+
+SETTINGS = {"failover": Setting(local, LOCAL, (400, 6))}
+
+
+def torture(run: Run, name: str) -> None:
+    """The campaign: stories after stories, until there were enough failovers."""
+    setting = SETTINGS[name]
+    goal = run.scale(*setting.failovers)
+    stops: dict[str, list[float]] = defaultdict(list)
+    number = 0
+    while run.counts["failovers"] < goal and not run.is_late() and len(run.failures) < FAILURES:
+        number += 1
+        folder = run.folder / f"story-{number}"
+        folder.mkdir()
+        with setting.place(folder) as place:
+            tell(run, setting, place, folder, number, goal, stops)
+    if run.counts["failovers"] < goal and not run.failures:
+        run.skipped.append(f"{goal - run.counts['failovers']} of {goal} failovers: the time was up")
+    for what, seconds in stops.items():
+        report(run, what, seconds, setting.faults[what].within)
+
+
+def tell(
+    run: Run,
+    setting: Setting,
+    place: Place,
+    folder: Path,
+    number: int,
+    goal: int,
+    stops: dict[str, list[float]],
+) -> None:
+    """One story, until it has failed or there were enough failovers."""
+    before = run.counts["failovers"]
+    dice = random.Random(run.seed + number)
+    strong = number % 2 == 0
+
+    def begin(root: Path, seat: int, options: tuple[str, ...]) -> Server:
+        return start("", root, seat, options)
+
+    story = Story(place, folder / "work", run.seed + number, begin, strong=strong)
+    kinds = list(setting.faults)
+    try:
+        with story:
+            while story.counts["faults"] < FAULTS and not run.is_late() and not story.failures:
+                what = dice.choices(kinds, [setting.faults[kind].often for kind in kinds])[0]
+                story.act(what, setting.faults[what].does)
+                done = before + story.counts["failovers"]
+                run.progress(min(goal, done), goal)
+                if done >= goal:
+                    break
+    except ServerFailed as error:
+        story.fail(f"a server did not start, or not end: {error}")
+    run.counts.update(story.counts)
+    for what, seconds in story.stops.items():
+        stops[what] += seconds
+    for failure in story.failures:
+        run.fail(f"{failure} (story {number}{', strong' if strong else ''})")
+    run.skipped += [f"a part of a history: {one}" for one in story.undecided]
+
+
+def report(run: Run, what: str, seconds: list[float], within: float | None) -> None:
+    """How long changes stood still after faults of a kind."""
+    median, longest = statistics.median(seconds), max(seconds)
+    run.counts[f"ms without changes, median ({what})"] = round(median * 1000)
+    run.counts[f"ms without changes, longest ({what})"] = round(longest * 1000)
+    if within is not None and median > within:
+        run.fail(
+            f"{what}: no changes for {median:.2f} s (the median), and {within:.1f} s is promised"
+        )
+
+
+CAMPAIGNS = (
+    Campaign(
+        "failover",
+        "Three servers of one folder under 50 clients: the writer or others are killed, paused and woken, "
+        "told to stop, two at once. No error on survivors, nothing lost, nothing twice.",
+        lambda run: torture(run, "failover"),
+        seconds=(60.0, 1500.0),
+        form="cluster",
+    ),
+)
