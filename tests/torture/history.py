@@ -104,6 +104,16 @@ class Client(asyncio.Protocol):
         self._transport.write("".join(call.line + "\n" for call in calls).encode())
         return calls
 
+    @property
+    def unanswered(self) -> list[str]:
+        """What was sent and is not answered, in its order."""
+        return [call.line for call in self._open]
+
+    @property
+    def is_within_a_reply(self) -> bool:
+        """Whether a part of a reply has arrived whose rest has not."""
+        return bool(self._received)
+
     def send_raw(self, data: bytes) -> None:
         """Send bytes that are no whole message, unrecorded."""
         if self._transport is not None:
