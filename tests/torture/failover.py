@@ -10,23 +10,27 @@ promised, for one takeover alone may meet a busy machine.
 from __future__ import annotations
 
 import random
+import re
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.servers import Server, ServerFailed
 from tests.torture.campaign import Campaign, Run
+from tests.torture.failover_mutants import Member
 from tests.torture.failover_story import TAKEOVER_AFTER, Story
-from tests.torture.mutants import Mutant
 from tests.torture.reigns import Place
 
 __all__ = ["CAMPAIGNS"]
 
 FAULTS = 12  # of one story
+MUTANT_FAULTS = 16  # within which a wrong server must have been found out
 FAILURES = 4  # after which a campaign has nothing more to say
 
 SILENT = TAKEOVER_AFTER + 2.0
@@ -68,10 +72,8 @@ def pause_two(story: Story) -> float:
 
 
 def pause_idle(story: Story) -> float:
-    """The writer while its own clients ask nothing, nor when it wakes: only the mount tells it."""
-    writer = story.writer
-    story.hush(writer)
-    return story.pause(writer)
+    """The writer with nothing left to do, neither then nor when it wakes: only its heartbeat tells it."""
+    return story.pause(story.idle_writer())
 
 
 def pause_and_kill(story: Story) -> float:
@@ -106,7 +108,17 @@ def local(folder: Path) -> Iterator[Place]:
 
 def start(mutant: str, root: Path, _number: int, options: tuple[str, ...]) -> Server:
     """A server, not started."""
-    return Mutant(mutant, f"file:{root}", *options)
+    return Member(mutant, f"file:{root}", *options)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A mistake that a fault must bring to light: in which answers or files, by an expression."""
+
+    mutant: str
+    fault: str
+    seen: str = "no order of the calls|is lost|answers otherwise"
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,15 +127,69 @@ class Setting:
 
     place: Callable[[Path], AbstractContextManager[Place]]
     faults: dict[str, Fault]
+    wrong: tuple[Wrong, ...]
     failovers: tuple[int, int]  # full, quick
 
 
-SETTINGS = {"failover": Setting(local, LOCAL, (400, 6))}
+SETTINGS = {
+    "failover": Setting(
+        local,
+        LOCAL,
+        (
+            Wrong(
+                "keeps-what-was-deposed",
+                "writer paused",
+                "no order of the calls|is lost|answers otherwise|no changes on",
+            ),
+            Wrong("shows-a-snapshot-at-once", "writer paused"),
+            Wrong("runs-again", "writer killed"),
+            Wrong("notes-nothing", "writer killed"),
+            Wrong("answers-before-the-batch", "follower killed"),
+            Wrong("beats-by-a-plain-write", "idle writer paused"),
+        ),
+        (400, 6),
+    ),
+}
 
 
 def torture(run: Run, name: str) -> None:
-    """The campaign: stories after stories, until there were enough failovers."""
+    """The campaign: stories, and at the same time one mutant after the other."""
     setting = SETTINGS[name]
+
+    def find_all_out() -> None:
+        for wrong in setting.wrong:
+            find_out(run, setting, wrong)
+
+    # Each server dies with the thread that started it; these last as long as their stories.
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(tell_all, run, setting), pool.submit(find_all_out)]
+    for job in jobs:
+        job.result()
+
+
+def find_out(run: Run, setting: Setting, wrong: Wrong) -> None:
+    """Let servers with a mistake fail until it is seen."""
+    fault = setting.faults[wrong.fault].does
+    folder = run.folder / wrong.mutant
+    folder.mkdir()
+    with setting.place(folder) as place:
+        story = Story(
+            place, folder / "work", run.seed, partial(start, wrong.mutant), strong=wrong.strong
+        )
+        try:
+            with story:
+                while story.counts["faults"] < MUTANT_FAULTS and not story.failures:
+                    story.act(wrong.fault, fault)
+        except ServerFailed as error:
+            story.fail(f"a server did not start, or not end: {error}")
+    if any(re.search(wrong.seen, failure) for failure in story.failures):
+        run.counts["mutants caught"] += 1
+    else:
+        run.fail(f"the mutant {wrong.mutant} was not found out, but: {story.failures}")
+
+
+def tell_all(run: Run, setting: Setting) -> None:
+    """Stories after stories, until there were enough failovers."""
     goal = run.scale(*setting.failovers)
     stops: dict[str, list[float]] = defaultdict(list)
     number = 0
@@ -153,10 +219,7 @@ def tell(
     dice = random.Random(run.seed + number)
     strong = number % 2 == 0
 
-    def begin(root: Path, seat: int, options: tuple[str, ...]) -> Server:
-        return start("", root, seat, options)
-
-    story = Story(place, folder / "work", run.seed + number, begin, strong=strong)
+    story = Story(place, folder / "work", run.seed + number, partial(start, ""), strong=strong)
     kinds = list(setting.faults)
     try:
         with story:
@@ -194,7 +257,7 @@ CAMPAIGNS = (
         "Three servers of one folder under 50 clients: the writer or others are killed, paused and woken, "
         "told to stop, two at once. No error on survivors, nothing lost, nothing twice.",
         lambda run: torture(run, "failover"),
-        seconds=(60.0, 1500.0),
+        seconds=(120.0, 1500.0),
         form="cluster",
     ),
 )

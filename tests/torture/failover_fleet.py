@@ -94,8 +94,10 @@ def ratchet(a: str, b: str) -> Iterator[list[str]]:
     yield [f"REMOVE|{b}|", f"REMOVE|{a}|"]
     while True:
         yield [f"INDEX|{b}|{a}", f"INDEX|{a}|"]  # FAIL, OK; again: OK, OK
+        yield [f"QUERY|{a}|"]  # its own change is what it sees
         yield [f"INDEX|{b}|{a}"]
         yield [f"REMOVE|{a}|", f"REMOVE|{b}|"]  # FAIL, OK; again: OK, OK
+        yield [f"QUERY|{b}|"]
         yield [f"REMOVE|{a}|"]
 
 
@@ -229,6 +231,7 @@ class Fleet:
                     await asyncio.sleep(crowd.random.expovariate(1 / crowd.pause))
             if client in life.clients:
                 self._lost(life, client)
+                await asyncio.sleep(LATE)
 
     def _is_crowded(self, life: Life) -> bool:
         """Whether a server has more clients than its share."""
@@ -247,11 +250,13 @@ class Fleet:
             with suppress(ConnectionError):
                 while not client.lost:
                     if not (self.is_quiet or life in self.silent):
-                        sent = time.monotonic()
-                        await self._ask(life, client, next(wheel))
-                        life.acknowledged.append((sent, time.monotonic()))
+                        sent, lines = time.monotonic(), next(wheel)
+                        await self._ask(life, client, lines)
+                        if not lines[0].startswith("QUERY"):
+                            life.acknowledged.append((sent, time.monotonic()))
                     await asyncio.sleep(PROBE_SECONDS)
             self._lost(life, client)
+            await asyncio.sleep(LATE)
 
     async def _ask(self, life: Life, client: Client, lines: list[str]) -> None:
         try:

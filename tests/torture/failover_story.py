@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.servers import Server, ServerFailed, parse_address
-from tests.store.reading import read_index
+from tests.store.reading import nothing_is_behind, read_index
 from tests.torture.failover_fleet import Fleet, Life, Ratchets
 from tests.torture.history import Call
 from tests.torture.kill import keep
@@ -211,16 +211,20 @@ class Story:
 
     def come_to_rest(self) -> None:
         """Let all be answered; judge it."""
-        try:
-            self.fleet.be_quiet()
-        except TimeoutError:
-            left = {life.number: self.fleet.unanswered(life) for life in self.lives}
-            raise Failed(f"messages are not answered, by server: {left}") from None
+        self.be_quiet()
         self.judge(self.fleet.take())
         for life in self.lives:
             self.ask_all(life)
         self.fleet.silent.clear()
         self.look_at_logs()
+
+    def be_quiet(self) -> None:
+        """Let nobody ask anything more, and wait for the answers."""
+        try:
+            self.fleet.be_quiet()
+        except TimeoutError:
+            left = {life.number: self.fleet.unanswered(life) for life in self.lives}
+            raise Failed(f"messages are not answered, by server: {left}") from None
 
     # --- servers ----------------------------------------------------------------------------------
 
@@ -287,10 +291,17 @@ class Story:
         """Let every paused server go on."""
         self.wake(*tuple(self._paused))
 
-    def hush(self, life: Life) -> None:
-        """Let the clients of a server ask nothing until this act is over, and wait for their answers."""
-        self.fleet.silent.add(life)
-        self.fleet.wait(LIVENESS, lambda: not self.fleet.unanswered(life))
+    def idle_writer(self) -> Life:
+        """The writer, when all its files are written; its clients ask nothing until this act is over."""
+        self.be_quiet()
+        try:
+            self.fleet.wait(LIVENESS, lambda: nothing_is_behind(self.place.truth))
+        except TimeoutError:
+            raise Failed("the package files are not brought up to date") from None
+        writer = self.writer
+        self.fleet.silent.add(writer)
+        self.fleet.go_on()
+        return writer
 
     def leave(self, life: Life) -> float:
         """SIGTERM a server; it is started again. Say when."""
