@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import NoReturn, cast
 
 import uvloop
 
 from pkgindex import log
-from pkgindex.config import Settings
+from pkgindex.config import Listener, Settings
 from pkgindex.errors import ConfigError, PkgindexError
 from pkgindex.index import Index, Progress, open_index
 from pkgindex.listeners import Bound, Handshake, Tls, bind_all, close_all
@@ -64,7 +65,7 @@ def run(settings: Settings, bar: Bar, reread: Callable[[], object] = lambda: Non
     began = time.monotonic()
     try:
         if settings.cluster:
-            index = _open_cluster(settings)
+            index = _open_cluster(replace(settings, listen=_as_bound(bound)))
         else:
             with bar() as progress:
                 index = open_index(settings, progress("reading the index"))
@@ -247,6 +248,11 @@ class _Server:
         for connection in tuple(connections):
             connection.abort()
         await asyncio.sleep(0)
+
+
+def _as_bound(bound: list[Bound]) -> tuple[Listener, ...]:
+    """The listeners with the addresses and ports that they have really got."""
+    return tuple(replace(one.listener, address=one.name) for one in bound)
 
 
 def _open_cluster(settings: Settings) -> Index:

@@ -26,6 +26,10 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "check": "pkgindex.cli.check",
         "dump": "pkgindex.cli.dump",
     },
+    "Several servers on one store": {
+        "status": "pkgindex.cli.cluster",
+        "handover": "pkgindex.cli.cluster",
+    },
     "Talking to a server": {
         "index": "pkgindex.cli.client",
         "remove": "pkgindex.cli.client",

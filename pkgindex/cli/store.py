@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pkgindex.store.offline import Offline
     from pkgindex.store.recovery import Progress
 
-__all__ = ["STORE", "opened"]
+__all__ = ["STORE", "TROUBLE", "folder_of", "opened"]
 
 TROUBLE = 2
 
@@ -24,20 +24,25 @@ STORE = click.argument(
 )
 
 
+def folder_of(store: str) -> str:
+    """The folder that a path or a URL (file:PATH) names. Raises ConfigError."""
+    from pkgindex.index.file import path_of
+
+    scheme = re.match(r"([a-z][a-z0-9+.-]*):", store)
+    if scheme and scheme[1] != "file":
+        raise ConfigError(f"{store}: only a file: store has files to read")
+    return path_of(store.removeprefix("file:")) if scheme else store
+
+
 @contextmanager
 def opened(store: str) -> Iterator[tuple["Offline", Callable[[str], "Progress"]]]:
     """A stopped store, and what makes progress bars; whatever goes wrong ends in exit code 2."""
     # What they make is for the server: as it would make it, whatever this shell's mask is.
     os.umask(0o027)
-    from pkgindex.index.file import path_of
     from pkgindex.store.offline import Offline
 
     try:
-        scheme = re.match(r"([a-z][a-z0-9+.-]*):", store)
-        if scheme and scheme[1] != "file":
-            raise ConfigError(f"{store}: only a file: store has files to read")
-        path = path_of(store.removeprefix("file:")) if scheme else store
-        with bar() as progress, Offline(path) as offline:
+        with bar() as progress, Offline(folder_of(store)) as offline:
             if not offline.is_guarded:
                 click.echo(
                     f"pkgindex: {offline.mount.root}: no lock guards what is read here: if a server writes "

@@ -280,6 +280,8 @@ class Takeover:
         self._passes = math.inf if fresh else 0
         if fresh:
             self.position = None
+        elif self.position is not None and self.position.change == change:
+            self._settle(epoch, change)  # it lacks nothing, and perhaps nothing comes for long
         return self._decide()
 
     def snapshot_ended(self, now: float, member: str, epoch: int, change: int) -> list[Action]:

@@ -150,17 +150,21 @@ class Listens(_Handshake):
 # --- the secret -----------------------------------------------------------------------------------
 
 
-def secret_of(mount: Mount) -> bytes:
+def secret_of(mount: Mount, *, make: bool = True) -> bytes:
     """The secret of this store, made if there is none: 64 hexadecimal digits in servers/secret.
 
-    Servers that make it at once agree: link(2) lets one of them through, and all read it back. Raises
-    ConfigError if others than its owner may read it, StoreDamaged, StoreUnreachable. Blocks."""
+    Servers that make it at once agree: link(2) lets one of them through, and all read it back. Without
+    `make` nothing is written. Raises ConfigError if others than its owner may read it, or for a store
+    without one that is not to be made; StoreDamaged, StoreUnreachable. Blocks."""
     path = mount.path(FOLDER, NAME)
     try:
         mount.check_folders(FOLDER)
-        mount.make_folder(FOLDER)
-        if NAME not in mount.names(FOLDER):
-            _make(mount)
+        if make:
+            mount.make_folder(FOLDER)
+            if NAME not in mount.names(FOLDER):
+                _make(mount)
+        elif FOLDER not in mount.names() or NAME not in mount.names(FOLDER):
+            raise ConfigError(f"{mount.root}: no server has been started with --cluster on it")
         with mount.opened(FOLDER, NAME) as fd:
             mode = stat.S_IMODE(os.fstat(fd).st_mode)
             data = os.read(fd, 4096)

@@ -134,6 +134,14 @@ class Volume:
         """SIGKILL the brick's server: it forgets every lock, its clients get errors or wait."""
         self._kill("brick")
 
+    def pause_brick(self) -> None:
+        """SIGSTOP the brick's server: what its clients ask for hangs, and is not to be interrupted."""
+        self._daemons["brick"].send_signal(signal.SIGSTOP)
+
+    def resume_brick(self) -> None:
+        """Let it go on."""
+        self._daemons["brick"].send_signal(signal.SIGCONT)
+
     def mount(self, name: str, caches: Sequence[str] = CACHES, options: Sequence[str] = ()) -> Path:
         """Mount the volume once more, as another machine would, and return the mount point.
 
