@@ -310,12 +310,12 @@ class ClusterIndex(Index):
 
     async def stop(self, timeout: float) -> dict[str, object]:
         """See Index: a writer hands over to a follower, if there is one."""
-        began = self._loop.time()
+        began, packages = self._loop.time(), len(self)
         self._node.stop()
         await self._node.left(timeout / 2)
         await self._node.close()
         if self._writer is None:
-            return {"packages": len(self), "role": "follower"}
+            return {"packages": packages, "role": "follower"}
         return await self._writer.stop(max(0.1, timeout - (self._loop.time() - began)))
 
     def stats(self) -> dict[str, object]:

@@ -151,6 +151,7 @@ class Takeover:
             0.0  # when the look under way, and the last that ended, began
         )
         self._claim_at = self._offer_until = math.inf
+        self._offered = ""  # the follower that the place is offered to
         self._claims = 0  # in vain, since anybody served
         self._passes = 0.0  # the change that the stream must pass before the core is settled
         self._streamed = 0
@@ -309,6 +310,9 @@ class Takeover:
         """A follower of this writer is up to date, or is not (any more)."""
         self._age(now)
         (self._current.add if current else self._current.discard)(member)
+        if member == self._offered and not current:
+            # It has claimed, as a proof will tell in a moment, or it has left as well.
+            self._offer_until = min(self._offer_until, self._now + self._step)
         return self._decide()
 
     def handover(self, now: float, to: str = "") -> list[Action]:
@@ -330,7 +334,7 @@ class Takeover:
         self._age(now)
         self._leaving = True
         self._hand_over("")
-        return self._end("") if self._offer_until == math.inf else self._decide()
+        return self._decide() if self._offered else self._end("")
 
     @property
     def wake_at(self) -> float:
@@ -398,11 +402,13 @@ class Takeover:
         if self._is_hung():
             self.role = Role.HUNG
         if self._now >= self._offer_until:
-            self._offer_until = math.inf
-            if self._leaving:
-                self._leave("")
-            else:
+            in_vain, self._offered, self._offer_until = self._offered, "", math.inf
+            if not self._leaving:
                 self._out.append(Resume())
+                return
+            self._current.discard(in_vain)
+            if not self._hand_over(""):
+                self._leave("")
 
     def _mind_clients(self) -> None:
         """Clients stay while their changes go on here, or may soon; they go when only elsewhere they can."""
@@ -533,7 +539,7 @@ class Takeover:
         self._out.append(StepDown(self.epoch))
         self._deposed_writer_drops()
         self._begin_again()
-        self._offer_until = math.inf
+        self._offered, self._offer_until = "", math.inf
         self._current.clear()
         if self._leaving:
             self._leave("")
@@ -545,11 +551,13 @@ class Takeover:
         if self.role is Role.HUNG:
             self.role = Role.WRITER
 
-    def _hand_over(self, to: str) -> None:
+    def _hand_over(self, to: str) -> bool:
+        """Offer the place to this follower, or to any, unless that was done; whether anybody is there."""
         ready = min(self._current, default="") if not to else to if to in self._current else ""
-        if self.role is Role.WRITER and ready and self._offer_until == math.inf:
-            self._offer_until = self._now + self._after
+        if self.role is Role.WRITER and ready and not self._offered:
+            self._offered, self._offer_until = ready, self._now + self._after
             self._out += (Hold(), Offer(ready))
+        return bool(self._offered)
 
     def _settle(self, epoch: int, change: int) -> None:
         self.position = Position(epoch, change)

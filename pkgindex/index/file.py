@@ -287,7 +287,8 @@ class FileIndex(Index):
 
     def _round_failed(self, error: OSError) -> None:
         if self._loop:
-            self._loop.call_soon_threadsafe(self._fail, error)
+            with suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
+                self._loop.call_soon_threadsafe(self._fail, error)
 
     # --- the end ----------------------------------------------------------------------------------
 

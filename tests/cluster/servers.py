@@ -117,12 +117,10 @@ class Cluster:
     ) -> None:
         for member in self.members:
             member.__exit__(kind, error, _)
-        broken = [line for member in self.members for line in member.lines if "Traceback" in line]
-        assert error is not None or not broken, broken
-
-    def logs(self) -> list[str]:
-        """All that the servers said."""
-        return [line for member in self.members for line in (f"--- {member.id}", *member.lines)]
+        if error is None:
+            for member in self.members:
+                log = "\n".join(member.lines)
+                assert "Traceback" not in log, log
 
 
 def wait_until(condition: Any, patience: float = PATIENCE, what: str = "") -> None:

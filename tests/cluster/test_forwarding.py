@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.cluster.clients import mixed
 from tests.cluster.servers import Cluster, Member, wait_until
 from tests.reference import ERROR, FAIL, MAX_LINE, OK, Model
 from tests.servers import Address, Wire, parse_address
@@ -45,17 +46,6 @@ def wire(member: Member) -> Iterator[Wire]:
 def prefix() -> bytes:
     """Of names that no other test uses."""
     return b"%b-" % secrets.token_hex(6).encode()
-
-
-def mixed(draw: random.Random, prefix: bytes, count: int) -> list[bytes]:
-    """Messages of every kind about a dozen packages, so that their order shows in the answers."""
-    names = [b"%b%d" % (prefix, n) for n in range(12)]
-    lines = []
-    for _ in range(count):
-        needed = b",".join(draw.choices(names, k=draw.choice([0, 0, 1, 2])))
-        command = draw.choice([b"INDEX", b"INDEX", b"REMOVE", b"QUERY", b"LIZARD"])
-        lines.append(b"%b|%b|%b" % (command, draw.choice(names), needed))
-    return lines
 
 
 @contextmanager

@@ -14,8 +14,7 @@ may take and give.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,6 +22,7 @@ from pkgindex._core import Batch
 from pkgindex.config import Settings
 from pkgindex.errors import PkgindexError
 from pkgindex.index import Answers, Index, open_index
+from pkgindex.protocol import Hub
 from tests.index.inside import Inside
 from tests.reference import ERROR, FAIL, MESSAGE, OK, Model
 from tests.servers import Wire
@@ -36,7 +36,22 @@ class Notary:
         self.really_apply = index.apply
         self.newest = 0  # the highest ticket seen
         self.calls = 0
+        self.hub: Hub
         index.apply = self.apply  # type: ignore[method-assign]
+
+    def between(self, hub: Hub) -> Notary:
+        """Stand before the hub too: an Index may have another apply() after a while."""
+        self.hub = hub
+        return self
+
+    def applies(self, apply: Callable[[Batch], Answers]) -> None:
+        self.really_apply = apply
+
+    def forsake(self, first: int, last: int) -> None:
+        self.hub.forsake(first, last)
+
+    def admit(self, admitted: bool) -> None:
+        self.hub.admit(admitted)
 
     def apply(self, batch: Batch) -> Answers:
         buffer, start, stop, room = bytes(batch.buffer), batch.start, batch.stop, batch.room
@@ -81,12 +96,15 @@ class IndexContract:
         """Return the URL of an empty store, the same one throughout a test."""
         raise NotImplementedError
 
+    def opened(self, url: str) -> Index:
+        """Open the Index at the URL."""
+        return open_index(Settings(store=url))
+
     @pytest.fixture
     def inside(self, url: str) -> Iterator[Inside]:
         """The Index behind a listening socket."""
-        index = open_index(Settings(store=url))
-        Notary(index)
-        with Inside(index) as inside:
+        index = self.opened(url)
+        with Inside(index, Notary(index).between) as inside:
             yield inside
         assert inside.failures == []
 
@@ -146,9 +164,9 @@ class IndexContract:
             assert wire.receive_until_closed() == OK * 2000
 
     def test_it_takes_no_more_changes_than_there_is_room_for(self, url: str) -> None:
-        index = open_index(Settings(store=url))
+        index = self.opened(url)
         notary = Notary(index)
-        with Inside(index, window=3) as inside, Wire(inside.address) as wire:
+        with Inside(index, notary.between, window=3) as inside, Wire(inside.address) as wire:
             lines = [b"INDEX|p%d|" % i for i in range(150)]
             assert wire.ask_all(lines) == [OK] * 150
             assert notary.calls > 1 or inside.do(lambda: index.settled) == 0
@@ -162,10 +180,10 @@ class IndexContract:
 
     def test_what_was_answered_is_there_again_if_it_promises_that(self, url: str) -> None:
         lines = [b"INDEX|a|", b"INDEX|b|a", b"INDEX|c|a,b", b"INDEX|a|c", b"INDEX|d|", b"REMOVE|d|"]
-        with Inside(open_index(Settings(store=url))) as inside, Wire(inside.address) as wire:
+        with Inside(self.opened(url)) as inside, Wire(inside.address) as wire:
             assert wire.ask_all(lines) == [OK] * 6
         assert inside.last_facts is not None
-        with Inside(open_index(Settings(store=url))) as inside, Wire(inside.address) as wire:
+        with Inside(self.opened(url)) as inside, Wire(inside.address) as wire:
             asked = [b"QUERY|a|", b"QUERY|b|", b"QUERY|c|", b"REMOVE|a|", b"QUERY|d|"]
             if self.durable:
                 assert wire.ask_all(asked) == [OK, OK, OK, FAIL, FAIL]
@@ -173,19 +191,19 @@ class IndexContract:
                 assert wire.ask_all(asked) == [FAIL, FAIL, FAIL, OK, FAIL]
 
     def test_what_was_applied_is_settled_by_the_time_it_has_stopped(self, url: str) -> None:
-        index = open_index(Settings(store=url))
+        index = self.opened(url)
         notary = Notary(index)
-        with Inside(index) as inside, Wire(inside.address) as wire:
+        with Inside(index, notary.between) as inside, Wire(inside.address) as wire:
             wire.send(b"INDEX|a|\n")
             inside.wait_until(lambda: notary.calls)
         assert index.settled >= notary.newest
         if self.durable:
-            with Inside(open_index(Settings(store=url))) as inside, Wire(inside.address) as wire:
+            with Inside(self.opened(url)) as inside, Wire(inside.address) as wire:
                 assert wire.ask(b"QUERY|a|") == OK
 
     def test_a_place_that_makes_no_sense_is_refused_in_one_line(self, url: str) -> None:
         scheme = url.partition(":")[0]
         with pytest.raises(PkgindexError) as refused:
-            open_index(replace(Settings(), store=f"{scheme}://elsewhere/index"))
+            self.opened(f"{scheme}://elsewhere/index")
         assert refused.value.exit_code in (2, 3)
         assert "\n" not in str(refused.value)

@@ -22,6 +22,7 @@ from pkgindex._core import Batch, Graph
 from pkgindex.config import Settings
 from pkgindex.errors import PkgindexError
 from pkgindex.index import Answers, Index, Progress
+from pkgindex.index.base import Clients
 from pkgindex.protocol import Connection, Hub
 from tests.servers import PATIENCE, Address
 
@@ -76,8 +77,12 @@ class HandIndex(Index):
 class Inside:
     """A listening hub in a thread with an event loop of its own."""
 
-    def __init__(self, index: Index, **settings: Any) -> None:
+    def __init__(
+        self, index: Index, between: Callable[[Hub], Clients] | None = None, **settings: Any
+    ) -> None:
+        """`between` gives what the Index is to take for the hub."""
         self.index = index
+        self._between = between
         self.settings = Settings(store="memory:", **settings)
         self.failures: list[PkgindexError] = []
         self.unhandled: list[dict[str, Any]] = []  # what reached the loop's exception handler
@@ -99,7 +104,10 @@ class Inside:
         self._stop = asyncio.Event()
         self.hub = Hub(self._loop, self.index, self.settings)
         self.hub.failed = self.failures.append
+        if self._between is not None:
+            self.index.clients = self._between(self.hub)
         self.index.start(self._loop, self.hub.settled, self.failures.append)
+        await self.index.ready()
         server = await self._loop.create_server(lambda: Connection(self.hub), "127.0.0.1", 0)
         self.address = server.sockets[0].getsockname()[:2]
         self._ready.set()

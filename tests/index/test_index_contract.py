@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import os
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from pkgindex._core import Batch
+from pkgindex.cluster.index import ClusterIndex
 from pkgindex.config import Settings
 from pkgindex.errors import ConfigError
-from pkgindex.index import open_index
+from pkgindex.index import Index, open_index
 from pkgindex.index.file import FileIndex
 from tests.index.contract import IndexContract
 from tests.index.inside import Inside
@@ -41,6 +43,27 @@ class TestFileIndex(IndexContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"file:{tmp_path / 'index'}"
+
+
+class TestServerOfAClusterThatIsAlone(IndexContract):
+    """`file:` with --cluster."""
+
+    durable = True
+    reads = "local"
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"file:{tmp_path / 'index'}"
+
+    def opened(self, url: str) -> Index:
+        settings = Settings(store=url, cluster="127.0.0.1:0", reads=self.reads)
+        return ClusterIndex.open(url.partition(":")[2], settings)
+
+
+class TestServerOfAClusterWithStrongReads(TestServerOfAClusterThatIsAlone):
+    """`file:` with --cluster and --reads strong."""
+
+    reads = "strong"
 
 
 def test_a_journal_over_its_limit_is_shortened_also_if_no_file_lags_behind(tmp_path: Path) -> None:
@@ -108,6 +131,21 @@ def test_a_proof_alone_waits_a_turn_for_more_answers_if_many_share_it(
         return int(made)
 
     assert asyncio.run(tell_in_two_turns()) == commits
+
+
+def test_package_files_that_fail_after_the_loop_has_ended_disturb_nobody(tmp_path: Path) -> None:
+    """As a deposed writer's do, which nobody waits for."""
+    index = open_index(Settings(store=f"file:{tmp_path / 'index'}"))
+    assert isinstance(index, FileIndex)
+    released = threading.Event()
+
+    async def serve() -> None:
+        index.start(asyncio.get_running_loop(), lambda: None, lambda error: None)
+        index.abandon(released.set)
+
+    asyncio.run(serve())
+    assert released.wait(PATIENCE)
+    index._round_failed(OSError(errno.ENOENT, "its staging directory is gone"))
 
 
 # --- a scheme of another package ------------------------------------------------------------------
