@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.servers import Server, ServerFailed, parse_address
+from tests.servers import Server, ServerFailed
 from tests.store.reading import nothing_is_behind, read_index
 from tests.torture.failover_fleet import Fleet, Life, Ratchets
 from tests.torture.history import Call
@@ -56,6 +56,8 @@ class Failed(Exception):
 
 class Story:
     """A cluster of servers, one in each seat, and its clients."""
+
+    liveness = LIVENESS
 
     def __init__(
         self, place: Place, folder: Path, seed: int, start: Start, *, strong: bool = False
@@ -121,8 +123,7 @@ class Story:
         options += ("--reads", "strong") if self.strong else ()
         server = self._start(self.place.roots[number], number, options)
         server.start()
-        address = parse_address(server.wait_for("serving")["listen"][0])
-        life = Life(number, server, address)
+        life = Life(number, server, server.address)
         self._all.append(life)
         return life
 
@@ -149,9 +150,10 @@ class Story:
             if code := life.server.stop():
                 self.fail(f"server {life.number} ended with {code} when it was told to stop")
         self.look_at_logs()
-        if read_index(self.place.truth) != self.known:
+        files = self.files()
+        if read_index(files) != self.known:
             self.fail("after the clean stop of all servers the files are not what they were")
-        command = [sys.executable, "-m", "pkgindex", "check", str(self.place.truth)]
+        command = [sys.executable, "-m", "pkgindex", "check", str(files)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             self.fail(f"pkgindex check: {done.returncode}: {done.stdout}{done.stderr}")
@@ -187,12 +189,12 @@ class Story:
     def flow_again(self, since: float) -> None:
         """Wait until changes flow on every server that lives."""
         lives = [x for x in self.lives if self.is_well(x) and x not in self.fleet.silent]
-        deadline = since + LIVENESS
+        deadline = since + self.liveness
         while still := [life for life in lives if not life.flows_since(since)]:
             self.mind_ends()
             if time.monotonic() > deadline:
                 names = ", ".join(str(life.number) for life in still)
-                raise Failed(f"no changes on server {names} within {LIVENESS:.0f} s")
+                raise Failed(f"no changes on server {names} within {self.liveness:.0f} s")
             time.sleep(0.005)
 
     def heal(self) -> None:
@@ -295,7 +297,7 @@ class Story:
         """The writer, when all its files are written; its clients ask nothing until this act is over."""
         self.be_quiet()
         try:
-            self.fleet.wait(LIVENESS, lambda: nothing_is_behind(self.place.truth))
+            self.fleet.wait(self.liveness, lambda: nothing_is_behind(self.files()))
         except TimeoutError:
             raise Failed("the package files are not brought up to date") from None
         writer = self.writer
@@ -313,7 +315,7 @@ class Story:
 
     def left(self, life: Life) -> None:
         """One that was told to stop has ended, and is started again."""
-        if code := life.server.wait(LIVENESS):
+        if code := life.server.wait(self.liveness):
             self.fail(f"server {life.number} ended with {code} when it was told to stop")
         self.start_again(life)
 
@@ -340,12 +342,16 @@ class Story:
                 self.fail(f"{one} ({kept})")
         self.known = found
 
+    def files(self) -> Path:
+        """Where the store's files are now as they truly are."""
+        return self.place.truth
+
     def read(self) -> Index:
         """What the files say, while the writer lives and nobody asks it for changes."""
         for _ in range(100):
             with suppress(FileNotFoundError):  # a round goes on
-                found = read_index(self.place.truth)
-                if found == read_index(self.place.truth):
+                found = read_index(self.files())
+                if found == read_index(self.files()):
                     return found
             time.sleep(0.02)
         raise Failed("the files change though nobody asks for changes")
