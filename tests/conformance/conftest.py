@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
+from tests.cluster.servers import Cluster
 from tests.reference import ERROR, FAIL, OK
 from tests.servers import STORES, Address, Server, Wire, parse_address
 
 Connect = Callable[[], Wire]
 
 
+#: Followers of a cluster, by the options that make them differ.
+FOLLOWERS: dict[str, tuple[str, ...]] = {
+    "follower": (),
+    "strong-follower": ("--reads", "strong"),
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test against each store, or against the one server that was named."""
     if "address" in metafunc.fixturenames:
-        servers = ["given"] if metafunc.config.getoption("--server") else list(STORES)
+        ours = [*STORES, *FOLLOWERS]
+        servers = ["given"] if metafunc.config.getoption("--server") else ours
         metafunc.parametrize("address", servers, indirect=True, scope="session")
 
 
@@ -36,10 +46,19 @@ def address(
         yield parse_address(given)
         return
     folder = tmp_path_factory.mktemp(request.param)
-    with Server(STORES[request.param](folder), log_file=folder / "server.log") as server:
+    with ExitStack() as stack:
+        if request.param in FOLLOWERS:
+            cluster = stack.enter_context(Cluster(folder / "index"))
+            cluster.add()
+            server = cluster.add(*FOLLOWERS[request.param], log_file=folder / "server.log")
+        else:
+            url = STORES[request.param](folder)
+            server = stack.enter_context(Server(url, log_file=folder / "server.log"))
         yield server.address
         assert server.exit_code is None, f"the server ended; see {server.log_file}"
         assert server.stop() == 0, f"the server did not stop in order; see {server.log_file}"
+        if request.param in FOLLOWERS:
+            assert not server.events("writer"), "it was no follower all the time"
 
 
 class Names:
