@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.servers import Server, ServerFailed
+from tests.torture import gluster
 from tests.torture.campaign import Campaign, Run
 from tests.torture.failover_mutants import Member
 from tests.torture.failover_story import TAKEOVER_AFTER, Story
@@ -100,10 +101,30 @@ LOCAL = {
 }
 
 
+ON_GLUSTER = {
+    "writer killed": Fault(lambda s: s.kill(s.writer), 4, 2.0),
+    "two killed": Fault(kill_two, 1, 2.0),
+    "writer paused": Fault(lambda s: s.pause(s.writer), 3, SILENT),
+    "writer and follower paused": Fault(pause_two, 1, SILENT),
+    "handover": Fault(lambda s: s.leave(s.writer), 2),
+    "writer's mount hung": Fault(lambda s: s.hang(s.writer), 5, SILENT),
+    "follower's mount hung": Fault(lambda s: s.hang(s.followers[0]), 1),
+    "brick killed": Fault(lambda s: s.lose_brick(), 2),
+}
+
+
 @contextmanager
 def local(folder: Path) -> Iterator[Place]:
     """All servers in one folder."""
     yield Place([folder / "index"] * 3, folder / "index")
+
+
+@contextmanager
+def on_gluster(folder: Path) -> Iterator[Place]:
+    """Each on a mount of its own of a GlusterFS volume, with the caches of a volume's default options."""
+    with gluster.Volume(folder / "volume") as volume:
+        roots = [volume.mount(str(seat)) / "index" for seat in range(3)]
+        yield Place(roots, volume.brick / "index", volume)
 
 
 def start(mutant: str, root: Path, _number: int, options: tuple[str, ...]) -> Server:
@@ -148,6 +169,12 @@ SETTINGS = {
             Wrong("beats-by-a-plain-write", "idle writer paused"),
         ),
         (400, 6),
+    ),
+    "failover-gluster": Setting(
+        on_gluster,
+        ON_GLUSTER,
+        (Wrong("checks-without-a-proof", "writer's mount hung", strong=True),),
+        (100, 3),
     ),
 }
 
@@ -258,6 +285,15 @@ CAMPAIGNS = (
         "told to stop, two at once. No error on survivors, nothing lost, nothing twice.",
         lambda run: torture(run, "failover"),
         seconds=(120.0, 1500.0),
+        form="cluster",
+    ),
+    Campaign(
+        "failover-gluster",
+        "The same with each server on a mount of its own of a GlusterFS volume; and mounts that hang, and "
+        "the brick killed and started.",
+        lambda run: torture(run, "failover-gluster"),
+        gluster.why_absent,
+        seconds=(120.0, 900.0),
         form="cluster",
     ),
 )

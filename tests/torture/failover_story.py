@@ -32,6 +32,7 @@ from typing import Self
 from tests.servers import Server, ServerFailed
 from tests.store.reading import nothing_is_behind, read_index
 from tests.torture.failover_fleet import Fleet, Life, Ratchets
+from tests.torture.gluster import Volume
 from tests.torture.history import Call
 from tests.torture.kill import keep
 from tests.torture.linearizability import Index, judge
@@ -43,6 +44,9 @@ TAKEOVER_AFTER = 1.0  # seconds
 
 #: Seconds after which changes that do not flow again are a failure, whatever the machine is about.
 LIVENESS = 15.0
+
+#: Seconds for which a server is paused, or a mount hangs, at most after changes flow again elsewhere.
+LINGERS = 1.5
 
 #: Seconds in which a follower has come to what the writer had settled, when nobody changes anything.
 LAG = 3.0
@@ -78,6 +82,8 @@ class Story:
         self._start = start
         self._all: list[Life] = []
         self._paused: list[Life] = []
+        self._hung: list[Life] = []  # writers whose mount hangs
+        self._lingers = 0.0  # seconds for which a fault goes on at most after changes flow again
         self._heal: list[Callable[[], None]] = []
         crowd = Ratchets(
             random.Random(seed),
@@ -133,6 +139,8 @@ class Story:
             life.is_doomed = True
         for life in self._paused:
             life.server.send_signal(signal.SIGCONT)
+        for name in self.place.volume.mounts if self.place.volume else ():
+            self.place.volume.wake(name)
         self.fleet.end()
         self.failures += [f"{one} ({self.what})" for one in self.fleet.failures]
         for n, life in enumerate(self._all):
@@ -170,7 +178,7 @@ class Story:
             at = fault(self)
             self.flow_again(at)
             stops = [life.stood_still(at) for life in self.lives if self.is_well(life)]
-            time.sleep(self.random.uniform(0, 0.2))
+            time.sleep(self.random.uniform(0, 0.2 + self._lingers))
             self.heal()
             time.sleep(self.random.uniform(0.05, 0.2))
             self.come_to_rest()
@@ -189,7 +197,11 @@ class Story:
     def flow_again(self, since: float) -> None:
         """Wait until changes flow on every server that lives."""
         lives = [x for x in self.lives if self.is_well(x) and x not in self.fleet.silent]
-        deadline = since + self.liveness
+        self.all_flow(lives, since)
+
+    def all_flow(self, lives: Iterable[Life], since: float) -> None:
+        """Wait until changes flow on these servers."""
+        deadline = time.monotonic() + self.liveness
         while still := [life for life in lives if not life.flows_since(since)]:
             self.mind_ends()
             if time.monotonic() > deadline:
@@ -199,13 +211,13 @@ class Story:
 
     def heal(self) -> None:
         """Undo what was done, and wait until changes flow everywhere."""
+        self._lingers = 0.0
         while self._heal:
             self._heal.pop(0)()
-        if not self.fleet.silent:
-            self.flow_again(time.monotonic())
+        self.all_flow(set(self.lives) - self.fleet.silent, time.monotonic())
         for life in self.lives:
             life.is_open = True
-            if life.closed:
+            if life.closed and not life.is_doomed:
                 self.counts["connections closed, with a reason"] += life.closed
                 if not life.server.events("clients closed"):
                     self.fail(f"server {life.number} closed connections and did not say why")
@@ -232,7 +244,7 @@ class Story:
 
     def is_well(self, life: Life) -> bool:
         """Whether its clients are to be served."""
-        return not (life.is_doomed or life.may_close or life in self._paused)
+        return not (life.is_doomed or life in self._paused or life in self._hung)
 
     @property
     def epoch(self) -> int:
@@ -279,6 +291,7 @@ class Story:
             life.is_open = False
             life.server.send_signal(signal.SIGSTOP)
             self._paused.append(life)
+        self._lingers = LINGERS
         self._heal.append(partial(self.wake, *lives))
         return at
 
@@ -318,6 +331,44 @@ class Story:
         if code := life.server.wait(self.liveness):
             self.fail(f"server {life.number} ended with {code} when it was told to stop")
         self.start_again(life)
+
+    def hang(self, life: Life) -> float:
+        """Let a server's mount hang; it is woken. Say when. A follower does not mind, a writer must."""
+        at = time.monotonic()
+        if life is self.writer:
+            life.may_close, life.is_open = True, False
+            self._hung.append(life)
+        self._volume.hang(str(life.number))
+        self._heal.append(partial(self.end_hang, life))
+        self._lingers = LINGERS
+        return at
+
+    def end_hang(self, life: Life) -> None:
+        """Let a mount go on."""
+        self._volume.wake(str(life.number))
+        if life in self._hung:
+            self._hung.remove(life)
+
+    def lose_brick(self) -> float:
+        """Kill the volume's server and start it: all locks are forgotten, and what is under way fails.
+
+        For the writer that is final: it ends, and is started again. Say when the volume was back."""
+        writer = self.writer
+        writer.is_doomed, writer.is_open = True, False
+        for life in self.lives:
+            life.may_close, life.is_open = True, False
+        self._volume.kill_brick()
+        time.sleep(self.random.uniform(0, 1))
+        self._volume.start_brick()
+        at = time.monotonic()
+        writer.server.wait(self.liveness)
+        self._heal.append(partial(self.start_again, writer))
+        return at
+
+    @property
+    def _volume(self) -> Volume:
+        assert self.place.volume is not None
+        return self.place.volume
 
     def mind_ends(self) -> None:
         """No server ends by itself."""

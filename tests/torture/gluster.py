@@ -167,6 +167,14 @@ class Volume:
         self.mounts[name] = point
         return point
 
+    def hang(self, name: str) -> None:
+        """Stop a mount's process: whatever touches the mount waits, until wake()."""
+        self._daemons[name].send_signal(signal.SIGSTOP)
+
+    def wake(self, name: str) -> None:
+        """Let a mount that hangs go on; harmless for one that does not."""
+        self._daemons[name].send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Unmount, kill the daemons and wait for all of it; once more does nothing."""
         if self._guard is not None:
