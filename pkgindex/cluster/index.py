@@ -9,6 +9,7 @@ an older state than before.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
 
 from pkgindex import log
@@ -24,7 +25,7 @@ from pkgindex.cluster.writer import Durable, Run, Writer
 from pkgindex.config import Settings
 from pkgindex.errors import ConfigError, PkgindexError, StoreUnreachable
 from pkgindex.index.base import Answers, Index, Piece, Progress
-from pkgindex.index.file import path_of
+from pkgindex.index.file import Deposed, path_of
 from pkgindex.store import format as store_format
 from pkgindex.store.mount import Mount
 from pkgindex.store.origins import replies_of
@@ -314,9 +315,11 @@ class ClusterIndex(Index):
         self._node.stop()
         await self._node.left(timeout / 2)
         await self._node.close()
-        if self._writer is None:
-            return {"packages": packages, "role": "follower"}
-        return await self._writer.stop(max(0.1, timeout - (self._loop.time() - began)))
+        if self._writer is not None:
+            left = max(0.1, timeout - (self._loop.time() - began))
+            with suppress(Deposed):  # whoever took over has its journal, and writes what is left
+                return await self._writer.stop(left)
+        return {"packages": packages, "role": "follower"}
 
     def stats(self) -> dict[str, object]:
         """See Index."""

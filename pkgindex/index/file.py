@@ -316,6 +316,11 @@ class FileIndex(Index):
                 self._lease.close()
                 os.close(self._event)
         except OSError as error:
+            if error.errno in GONE and self._is_deposed():
+                raise Deposed(
+                    f"{self._mount.root}: another server has taken over before this one had stopped; "
+                    "what was acknowledged is in the journal"
+                ) from None
             raise StoreFailed(
                 f"{self._mount.root}: {error.strerror}; package files lag behind, "
                 "what was acknowledged is in the journal"

@@ -253,3 +253,23 @@ def test_changes_go_on_within_a_second_of_a_writers_death(cluster: Cluster) -> N
         began = time.monotonic()
         assert wire.ask(b"INDEX|b|") == OK
         assert time.monotonic() - began < 5
+
+
+def test_a_writer_that_is_replaced_while_it_writes_its_last_files_ends_well(tmp_path: Path) -> None:
+    """Nobody was there to take its place when it was asked to end; all that it answered is in the journal."""
+    with Cluster(tmp_path / "index", takeover_after=0.2) as cluster:
+        (writer,) = cluster.start(1)
+        lines = [b"INDEX|own%d|" % n for n in range(5000)]
+        with Wire(writer.address) as wire:
+            assert wire.ask_all(lines) == [OK] * len(lines)
+        writer.send_signal(signal.SIGTERM)
+        writer.wait_for_role("ended")
+        writer.pause()
+        successor = cluster.add()
+        successor.wait_for_role("writer")
+        writer.go_on()
+        assert writer.wait() == 0
+        with Wire(successor.address) as wire:
+            queries = [line.replace(b"INDEX", b"QUERY") for line in lines]
+            assert wire.ask_all(queries) == [OK] * len(lines)
+        cluster.check()
