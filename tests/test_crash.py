@@ -333,8 +333,10 @@ BREACHES = {
         "import pkgindex.store.recovery as r\n"
         "def replay(*where, whole=r.replay_lines):\n"
         "    parts, *rest = whole(*where)\n"
-        "    lines = parts[-1].splitlines(True) if parts else []\n"
-        "    return ([*parts[:-1], b''.join(lines[: len(lines) // 2])], *rest)\n"
+        "    first, count, lines = parts[-1] if parts else (1, 0, b'')\n"
+        "    lines = lines.splitlines(True)\n"
+        "    half = first, count, b''.join(lines[: len(lines) // 2])\n"
+        "    return ([*parts[:-1], half], *rest)\n"
         "r.replay_lines = replay"
     ),
 }
