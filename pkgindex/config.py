@@ -401,6 +401,15 @@ class Settings:
         "here. Port 0 takes a free one.",
         default_means="none: this server has the store to itself",
     )
+    workers: int = _option(
+        1,
+        COUNT,
+        "Cluster",
+        "Run so many servers here that share the file: store and the addresses to listen on, one for each "
+        "core, say, and start again what dies; --cluster is then only needed for further machines.",
+        least=1,
+        most=64,
+    )
     takeover_after: float = _option(
         5,
         SECONDS,

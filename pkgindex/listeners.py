@@ -14,7 +14,7 @@ import ssl
 import stat
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -23,7 +23,7 @@ from pkgindex.config import Listener, Settings, parse_address
 from pkgindex.errors import ConfigError, ListenError
 from pkgindex.protocol import Connection
 
-__all__ = ["Bound", "Handshake", "Tls", "bind_all", "close_all"]
+__all__ = ["Bound", "Handshake", "Tls", "as_bound", "bind_again", "bind_all", "close_all"]
 
 DEFAULT_LISTEN = (Listener("127.0.0.1:8080"), Listener("[::1]:8080"))
 EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -84,6 +84,35 @@ def bind_all(settings: Settings) -> list[Bound]:
     return bound
 
 
+def bind_again(bound: list[Bound]) -> list[Bound]:
+    """For another server of this process's family: sockets of its own on the same addresses and ports,
+    among which the kernel deals out new connections once both listen. Raises ListenError.
+
+    A Unix socket cannot be had twice: it is one queue, from which all of them take."""
+    made: list[Bound] = []
+    try:
+        for one in bound:
+            if one.path:
+                made.append(one)
+                continue
+            # Only now, so that the first bind has found out whether anybody else has the port.
+            one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            address = one.socket.getsockname()
+            again = _bind_one(one.socket.family, socket.SOCK_STREAM, 0, address, shared=True)
+            made.append(Bound(again, one.listener))
+    except OSError as error:
+        close_all([one for one in made if not one.path])
+        raise ListenError(
+            f"{one.name}: cannot listen once more: {error.strerror}: leave --workers out"
+        ) from error
+    return made
+
+
+def as_bound(bound: list[Bound]) -> tuple[Listener, ...]:
+    """The listeners with the addresses and ports that they have really got."""
+    return tuple(replace(one.listener, address=one.name) for one in bound)
+
+
 def close_all(bound: list[Bound]) -> None:
     """Close sockets; a Unix socket's name goes too, unless another server has taken it over."""
     for one in bound:
@@ -127,10 +156,13 @@ def _bind(listener: Listener, host: str, port: int) -> list[Bound]:
     return [Bound(made, listener) for made in found]
 
 
-def _bind_one(family: int, kind: int, proto: int, address: tuple[str | int, ...]) -> socket.socket:
+def _bind_one(
+    family: int, kind: int, proto: int, address: tuple[str | int, ...], *, shared: bool = False
+) -> socket.socket:
     found = socket.socket(family, kind, proto)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         _keep_alive(found)
         if family == socket.AF_INET6:
             found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -23,12 +23,13 @@ import select
 import threading
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-__all__ = ["configure", "get_logger", "set_level"]
+__all__ = ["configure", "get_logger", "mark", "set_level"]
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
@@ -130,6 +131,7 @@ class _State:
 
     threshold = LEVELS["info"]
     render = staticmethod(_render_text)
+    marks: Mapping[str, object] = MappingProxyType({})
 
 
 _state = _State()
@@ -146,7 +148,7 @@ def _drop_below_threshold(
 
 def _finish(_logger: object, method: str, event: MutableMapping[str, Any]) -> str:
     head = {"ts": _now(), "level": method, "event": event.pop("event", "")}
-    return _state.render({**head, **event})
+    return _state.render({**head, **_state.marks, **event})
 
 
 class _Sink:
@@ -176,6 +178,11 @@ def configure(level: str = "info", format: str = "text") -> None:  # noqa: A002
     if not any(isinstance(handler, _FromStandardLibrary) for handler in root.handlers):
         root.addHandler(_FromStandardLibrary())
         logging.captureWarnings(True)
+
+
+def mark(**marks: object) -> None:
+    """Put these behind the event of every line from now on: which of several processes says it."""
+    _state.marks = marks
 
 
 def set_level(level: str) -> None:

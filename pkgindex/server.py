@@ -22,13 +22,13 @@ from typing import NoReturn, cast
 import uvloop
 
 from pkgindex import log
-from pkgindex.config import Listener, Settings
+from pkgindex.config import Settings
 from pkgindex.errors import ConfigError, PkgindexError
 from pkgindex.index import Index, Progress, open_index
-from pkgindex.listeners import Bound, Handshake, Tls, bind_all, close_all
+from pkgindex.listeners import Bound, Handshake, Tls, as_bound, bind_all, close_all
 from pkgindex.protocol import SWEEP_SECONDS, Connection, Hub
 
-__all__ = ["run"]
+__all__ = ["Bar", "notify", "run"]
 
 BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
 SPARE_DESCRIPTORS = 1024  # beside the clients': 512 folders, listeners, logs, files under way
@@ -41,6 +41,9 @@ SWITCH_SECONDS = 0.0005
 CLIENTS_SHARE = 0.5
 LINGER_SECONDS = 1.0  # for a client that has all its answers to close its side
 
+# A worker gets one wish twice, where a terminal or a service manager tells the whole group: not a second one.
+SAME_STOP_SECONDS = 0.5
+
 TOLD_SECONDS = 60.0  # between two lines that say that the index is full, or that memory is
 
 logger = log.get_logger()
@@ -50,10 +53,17 @@ logger = log.get_logger()
 Bar = Callable[[], AbstractContextManager[Callable[[str], Progress]]]
 
 
-def run(settings: Settings, bar: Bar, reread: Callable[[], object] = lambda: None) -> int:
+def run(
+    settings: Settings,
+    bar: Bar,
+    reread: Callable[[], object] = lambda: None,
+    bound: list[Bound] | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> int:
     """Serve until a signal; the exit code. Raises PkgindexError when the server cannot start.
 
-    On SIGHUP `reread` is called, and the files of TLS are read again."""
+    On SIGHUP `reread` is called, and the files of TLS are read again. `bound`: sockets to use instead of
+    binding any. `tell` is told READY=1 and STOPPING=1, as systemd is by default."""
     os.umask(0o027)
     _raise_descriptor_limit(settings.max_clients)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -61,11 +71,11 @@ def run(settings: Settings, bar: Bar, reread: Callable[[], object] = lambda: Non
         signal.signal(number, signal.SIG_IGN)
     # Before the store is claimed: one that cannot listen must not depose one that does.
     tls = Tls.of(settings)
-    bound = bind_all(settings)
+    bound = bind_all(settings) if bound is None else bound
     began = time.monotonic()
     try:
         if settings.cluster:
-            index = _open_cluster(replace(settings, listen=_as_bound(bound)))
+            index = _open_cluster(replace(settings, listen=as_bound(bound)))
         else:
             with bar() as progress:
                 index = open_index(settings, progress("reading the index"))
@@ -76,7 +86,8 @@ def run(settings: Settings, bar: Bar, reread: Callable[[], object] = lambda: Non
     # What was made so far lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    return uvloop.run(_Server(settings, index, bound, tls, reread, recovery).serve())
+    server = _Server(settings, index, bound, tls, reread, tell or notify, recovery)
+    return uvloop.run(server.serve())
 
 
 class _Server:
@@ -87,6 +98,7 @@ class _Server:
         bound: list[Bound],
         tls: Tls | None,
         reread: Callable[[], object],
+        tell: Callable[[str], object],
         recovery: float,
     ) -> None:
         self.settings = settings
@@ -94,8 +106,10 @@ class _Server:
         self.bound = bound
         self.tls = tls
         self.reread = reread
+        self.tell = tell
         self.recovery = recovery
         self.stopping = asyncio.Event()
+        self.stopped_at = 0.0
         self.failure: PkgindexError | None = None
         self.listeners: list[asyncio.Server] = []
         self.reading: asyncio.Task[None]
@@ -148,7 +162,7 @@ class _Server:
             recovery_seconds=round(self.recovery + time.monotonic() - began, 3),
             pid=os.getpid(),
         )
-        _notify("READY=1")
+        self.tell("READY=1")
         await self._sweep()
 
     # --- while it runs ----------------------------------------------------------------------------
@@ -222,12 +236,16 @@ class _Server:
     def _stop(self, number: int) -> None:
         if self.failure is not None:
             self._end(self.failure)  # it was about to: no signal makes a good end of that
+        now = time.monotonic()
         if self.stopping.is_set():
+            if self.settings.workers > 1 and now < self.stopped_at + SAME_STOP_SECONDS:
+                return
             logger.warning("stopped at once; all that was acknowledged is in the journal")
             os._exit(0)
         behind = self.index.stats().get("behind", 0)
         logger.info("stopping", signal=signal.Signals(number).name, behind=behind)
-        _notify("STOPPING=1")
+        self.tell("STOPPING=1")
+        self.stopped_at = now
         self.stopping.set()
 
     async def _drain(self, deadline: float) -> None:
@@ -248,11 +266,6 @@ class _Server:
         for connection in tuple(connections):
             connection.abort()
         await asyncio.sleep(0)
-
-
-def _as_bound(bound: list[Bound]) -> tuple[Listener, ...]:
-    """The listeners with the addresses and ports that they have really got."""
-    return tuple(replace(one.listener, address=one.name) for one in bound)
 
 
 def _open_cluster(settings: Settings) -> Index:
@@ -299,7 +312,7 @@ def _raise_descriptor_limit(clients: int) -> None:
         )
 
 
-def _notify(state: str) -> None:
+def notify(state: str) -> None:
     """Tell systemd, if it asked (sd_notify(3)); a socket that is gone is no reason to stop."""
     target = os.environ.get("NOTIFY_SOCKET")
     if target:

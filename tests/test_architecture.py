@@ -15,7 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pkgindex"
 
 #: From the wire down. A part imports itself and what stands after it.
-STOREYS = ["cli", "server", "listeners", "protocol", "cluster", "index", "store", "_core"]
+STOREYS = [
+    "cli",
+    "supervisor",
+    "server",
+    "listeners",
+    "protocol",
+    "cluster",
+    "index",
+    "store",
+    "_core",
+]
 
 #: What stands beside the storeys, and all that it may import of ours.
 BESIDE = {

@@ -117,10 +117,12 @@ def serve(file: str | None, check_config: bool, **given: Any) -> int:
     # Before the server starts: a hangup during a long recovery must not end it.
     signal.signal(signal.SIGHUP, lambda *_: reread())
 
-    from pkgindex import server
+    from pkgindex import server, supervisor
     from pkgindex.cli.progress import bar
 
     try:
+        if settings.workers > 1:
+            return supervisor.run(settings, bar, reread)
         return server.run(settings, bar, reread)
     except PkgindexError as error:
         # Not by the interpreter's usual end, which takes longer than all the rest of a start that fails.

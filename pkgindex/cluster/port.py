@@ -16,7 +16,7 @@ from pkgindex.cluster.trust import Dials, Listens
 from pkgindex.config import parse_address
 from pkgindex.errors import ConfigError, ListenError
 
-__all__ = ["Port"]
+__all__ = ["Port", "bind"]
 
 MOST_STRANGERS = 64
 
@@ -30,7 +30,7 @@ class Port:
         """Bind `address`, HOST:PORT. Raises ConfigError, ListenError."""
         self._secret = secret
         self._store = store
-        self._socket, self.address = _bind(address)
+        self._socket, self.address = bind(address)
         self._streams: set[Stream] = set()  # of which no role is known yet, and commands
         self._strangers = 0
         self._server: asyncio.Server | None = None
@@ -98,8 +98,10 @@ class Port:
             stream.close()
 
 
-def _bind(address: str) -> tuple[socket.socket, str]:
-    """A socket, and its address as others are to use it."""
+def bind(address: str) -> tuple[socket.socket, str]:
+    """A socket, and its address as others are to use it. Raises ConfigError, ListenError.
+
+    Not listened on, it keeps a port for a server that will bind it, too."""
     found = parse_address(address)
     assert isinstance(found, tuple)
     host, port = found
