@@ -417,7 +417,8 @@ class Takeover:
         elif self.role is Role.WRITER or (self.streams and self.position is not None):
             helps = True
         else:
-            may_claim = self._is_vacant and self._now - self._looked_at < self._after
+            is_claimant = self._is_vacant or self.role is Role.CLAIMING
+            may_claim = is_claimant and self._now - self._looked_at < self._after
             helps = self.is_open and (may_claim or not self._is_cut_off())
         if helps != self.is_open:
             self.is_open = helps

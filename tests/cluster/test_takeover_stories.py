@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pkgindex.cluster.actions import Action, Beat, Claim, End, Offer, Position, Resume
+from pkgindex.cluster.actions import (
+    Action,
+    Beat,
+    Claim,
+    CloseClients,
+    End,
+    Offer,
+    OpenClients,
+    Position,
+    Resume,
+)
 from pkgindex.cluster.takeover import LOOK_SECONDS, Role, Sight, Takeover
 
 AFTER = 5.0
@@ -109,3 +119,28 @@ def test_a_follower_that_lacks_changes_takes_no_place_before_they_have_come():
     assert Claim() not in story.happens("offered", "second", 2)
     story.happens("applied", "second", 2, 9)
     assert Claim() in story.happens("offered", "second", 2)
+
+
+def claimant() -> Story:
+    """A follower that has been offered the place, and whose writer has gone away since."""
+    story = Story()
+    story.happens("tick")
+    story.happens("looked", {1: True}, [Sight("first", 1, True, 1, frozenset())])
+    story.happens("welcomed", "first", 1, 7, fresh=True)
+    assert OpenClients() in story.happens("snapshot_ended", "first", 1, 7)
+    assert Claim() in story.happens("offered", "first", 1)
+    story.happens("lost", "first")
+    return story
+
+
+def test_a_claim_that_takes_long_on_a_mount_that_answers_closes_no_client():
+    story, asked = claimant(), []
+    for beat in range(2, 30):
+        asked += story.passes(LOOK_SECONDS * 3)
+        # It has not made its directory yet, and the one that leaves is still there for a while.
+        asked += story.happens("looked", {1: True}, [Sight("first", 1, True, beat, frozenset())])
+    assert CloseClients() not in asked
+
+
+def test_a_claimant_whose_mount_hangs_closes_its_clients():
+    assert CloseClients() in claimant().passes(2 * AFTER)
