@@ -6,6 +6,7 @@ Before a fenced block a comment says what it is:
     <!-- run stopped -->     the same on the stopped store ./pkgindex-data
     <!-- run tls -->         the same with a server that speaks TLS, at tls://localhost:8443
     <!-- run [tls] python -->    a program
+    <!-- member -->          a server's file in servers/
     <!-- file: NAME -->      a file of the store that all such blocks together make up
 """
 
@@ -28,6 +29,7 @@ import pytest
 
 from pkgindex import config, errors
 from pkgindex.cli import MODULES, main
+from pkgindex.cluster.members import Member
 from pkgindex.store._disk import file_name, shard
 from pkgindex.store.check import check
 from pkgindex.store.journal import parse_head
@@ -213,6 +215,11 @@ def test_a_server_goes_on_from_the_store_that_the_pages_show(sample: Path) -> No
     head, end = parse_head(contents.encode())
     assert (head.epoch, head.segment, head.next_change, end) == (2, 0, 9, len(contents))
     assert b"\n-wget|\n" in head.lines
+
+
+def test_the_file_of_a_server_that_the_pages_show_is_whole() -> None:
+    ((_, contents),) = blocks("member")
+    assert Member.parse(contents.encode()).encode() == contents.encode()
 
 
 def test_file_names_are_as_the_pages_say() -> None:
