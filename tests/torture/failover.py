@@ -101,6 +101,12 @@ LOCAL = {
 }
 
 
+def hang_while_asked(story: Story) -> float:
+    """The writer's mount hangs, but nothing else of it, and strong reads of a follower still come to it."""
+    story.let_only_ask(story.followers[0])
+    return story.hang(story.writer)
+
+
 ON_GLUSTER = {
     "writer killed": Fault(lambda s: s.kill(s.writer), 4, 2.0),
     "two killed": Fault(kill_two, 1, 2.0),
@@ -108,6 +114,7 @@ ON_GLUSTER = {
     "writer and follower paused": Fault(pause_two, 1, SILENT),
     "handover": Fault(lambda s: s.leave(s.writer), 2),
     "writer's mount hung": Fault(lambda s: s.hang(s.writer), 5, SILENT),
+    "writer's mount hung, a follower only asks": Fault(hang_while_asked, 1, SILENT),
     "follower's mount hung": Fault(lambda s: s.hang(s.followers[0]), 1),
     "brick killed": Fault(lambda s: s.lose_brick(), 2),
 }
@@ -173,7 +180,11 @@ SETTINGS = {
     "failover-gluster": Setting(
         on_gluster,
         ON_GLUSTER,
-        (Wrong("checks-without-a-proof", "writer's mount hung", strong=True),),
+        (
+            Wrong(
+                "checks-without-a-proof", "writer's mount hung, a follower only asks", strong=True
+            ),
+        ),
         (100, 3),
     ),
 }

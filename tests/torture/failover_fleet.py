@@ -69,15 +69,22 @@ class Life:
 
 @dataclass
 class Ratchets(Crowd):
-    """A crowd, of which every fifth client is a ratchet."""
+    """A crowd, of which every fifth client is a ratchet; those that only ask ask after probes, too."""
 
+    probes: int = 3  # one for each server
     wheels: dict[int, Iterator[list[str]]] = field(default_factory=dict)
 
     def pipeline(self, number: int) -> list[str]:
         """Return the next messages of one client."""
         if number >= self.watchers and number % 5 == 0:
             return next(self._ratchet(number))
+        if number < self.watchers and self.random.random() < 0.5:
+            return self.question()
         return super().pipeline(number)
+
+    def question(self) -> list[str]:
+        """Ask after what a probe changes all the time."""
+        return [f"QUERY|{probed(self.random.randrange(self.probes), self.random.choice('ab'))}|"]
 
     def begin(self, number: int) -> None:
         """This client has a new connection: what became of its last messages is not known."""
@@ -87,6 +94,11 @@ class Ratchets(Crowd):
         if number not in self.wheels:
             self.wheels[number] = ratchet(self.own(number, 0), self.own(number, 1))
         return self.wheels[number]
+
+
+def probed(number: int, which: str) -> str:
+    """One of the two packages that the probe of a server changes."""
+    return f"probe-{number}-{which}"
 
 
 def ratchet(a: str, b: str) -> Iterator[list[str]]:
@@ -109,7 +121,8 @@ class Fleet:
         self.history = History()
         self.failures: list[str] = []
         self.is_quiet = True
-        self.silent: set[Life] = set()  # whose clients ask nothing
+        self.silent: set[Life] = set()  # whose clients say nothing
+        self.asking: set[Life] = set()  # whose clients only ask, and change nothing
         self._lives: list[Life] = []
         self._over = False
         self._ready = threading.Event()
@@ -147,6 +160,10 @@ class Fleet:
         """Ask nothing more, and wait until all is answered. TimeoutError: it is not."""
         self.is_quiet = True
         self.wait(QUIET_WITHIN, lambda: not self.unanswered())
+
+    def changes(self, life: Life) -> bool:
+        """Whether clients of this server change anything."""
+        return life not in self.silent and life not in self.asking
 
     def unanswered(self, life: Life | None = None) -> int:
         """Messages that wait for their reply: of one server, or all."""
@@ -209,6 +226,7 @@ class Fleet:
     async def _client(self, number: int) -> None:
         """Go to the server with the fewest clients, stay, and go to another when that ends."""
         crowd = self.crowd
+        pause = crowd.pause / 4 if number < crowd.watchers else crowd.pause
         while True:
             life = min(
                 (life for life in self._lives if life.is_open),
@@ -223,12 +241,14 @@ class Fleet:
             with suppress(ConnectionError):
                 while not client.lost:
                     if not (self.is_quiet or life in self.silent):
-                        await self._ask(life, client, crowd.pipeline(number))
+                        only_asks = life in self.asking
+                        lines = crowd.question() if only_asks else crowd.pipeline(number)
+                        await self._ask(life, client, lines)
                     elif self._is_crowded(life):
                         life.clients.discard(client)
                         client.reset()
                         break
-                    await asyncio.sleep(crowd.random.expovariate(1 / crowd.pause))
+                    await asyncio.sleep(crowd.random.expovariate(1 / pause))
             if client in life.clients:
                 self._lost(life, client)
                 await asyncio.sleep(LATE)
@@ -240,7 +260,7 @@ class Fleet:
 
     async def _probe(self, life: Life) -> None:
         """Change something all the time, as long as the server lives."""
-        a, b = (f"probe-{life.number}-{name}" for name in "ab")
+        a, b = probed(life.number, "a"), probed(life.number, "b")
         while not life.is_doomed:
             client = await self._connect(life)
             if client is None:
@@ -249,7 +269,7 @@ class Fleet:
             wheel = ratchet(a, b)
             with suppress(ConnectionError):
                 while not client.lost:
-                    if not (self.is_quiet or life in self.silent):
+                    if not self.is_quiet and self.changes(life):
                         sent, lines = time.monotonic(), next(wheel)
                         await self._ask(life, client, lines)
                         if not lines[0].startswith("QUERY"):

@@ -177,7 +177,8 @@ class Story:
             time.sleep(self.random.uniform(0.1, 0.4))
             at = fault(self)
             self.flow_again(at)
-            stops = [life.stood_still(at) for life in self.lives if self.is_well(life)]
+            well = [x for x in self.lives if self.is_well(x) and self.fleet.changes(x)]
+            stops = [life.stood_still(at) for life in well]
             time.sleep(self.random.uniform(0, 0.2 + self._lingers))
             self.heal()
             time.sleep(self.random.uniform(0.05, 0.2))
@@ -196,11 +197,12 @@ class Story:
 
     def flow_again(self, since: float) -> None:
         """Wait until changes flow on every server that lives."""
-        lives = [x for x in self.lives if self.is_well(x) and x not in self.fleet.silent]
+        lives = [x for x in self.lives if self.is_well(x) and self.fleet.changes(x)]
         self.all_flow(lives, since)
 
     def all_flow(self, lives: Iterable[Life], since: float) -> None:
         """Wait until changes flow on these servers."""
+        lives = list(lives)
         deadline = time.monotonic() + self.liveness
         while still := [life for life in lives if not life.flows_since(since)]:
             self.mind_ends()
@@ -214,7 +216,7 @@ class Story:
         self._lingers = 0.0
         while self._heal:
             self._heal.pop(0)()
-        self.all_flow(set(self.lives) - self.fleet.silent, time.monotonic())
+        self.all_flow(filter(self.fleet.changes, self.lives), time.monotonic())
         for life in self.lives:
             life.is_open = True
             if life.closed and not life.is_doomed:
@@ -230,6 +232,7 @@ class Story:
         for life in self.lives:
             self.ask_all(life)
         self.fleet.silent.clear()
+        self.fleet.asking.clear()
         self.look_at_logs()
 
     def be_quiet(self) -> None:
@@ -317,6 +320,11 @@ class Story:
         self.fleet.silent.add(writer)
         self.fleet.go_on()
         return writer
+
+    def let_only_ask(self, life: Life) -> None:
+        """Let the clients of a server change nothing until this act is over."""
+        self.fleet.asking.add(life)
+        time.sleep(0.3)  # what was under way is over
 
     def leave(self, life: Life) -> float:
         """SIGTERM a server; it is started again. Say when."""
