@@ -297,6 +297,11 @@ class Fleet:
         finally:
             life.coming -= 1
         life.clients.add(client)
+        try:  # a server that takes no clients now closes this one: it is to have no change in hand then
+            await self._ask(life, client, self.crowd.question())
+        except ConnectionError:
+            self._lost(life, client)
+            return None
         return client
 
     def _lost(self, life: Life, client: Client) -> None:

@@ -99,8 +99,7 @@ class Story:
 
     def __enter__(self) -> Self:
         try:
-            for number in range(len(self.place.roots)):
-                self.lives.append(self.live(number))
+            self.lives += self.live(*range(len(self.place.roots)))
             self.fleet.prepare(self.lives[-1])
         except BaseException:
             self.end()
@@ -118,8 +117,24 @@ class Story:
         finally:
             self.end()
 
-    def live(self, number: int) -> Life:
-        """Start a server in this seat."""
+    def live(self, *numbers: int) -> list[Life]:
+        """Start a server in each of these seats, at once."""
+        servers = [self.server(number) for number in numbers]
+        for server in servers:
+            server.launch()
+        try:
+            for server in servers:
+                server.wait_for("serving")
+        except ServerFailed:
+            for server in servers:
+                server.kill()
+            raise
+        started = [Life(n, s, s.address) for n, s in zip(numbers, servers, strict=True)]
+        self._all += started
+        return started
+
+    def server(self, number: int) -> Server:
+        """A server for this seat, not started."""
         options: tuple[str, ...] = (
             "--cluster",
             "127.0.0.1:0",
@@ -127,11 +142,7 @@ class Story:
             str(TAKEOVER_AFTER),
         )
         options += ("--reads", "strong") if self.strong else ()
-        server = self._start(self.place.roots[number], number, options)
-        server.start()
-        life = Life(number, server, server.address)
-        self._all.append(life)
-        return life
+        return self._start(self.place.roots[number], number, options)
 
     def end(self) -> None:
         """End everything, and keep the logs if anything failed."""
@@ -278,14 +289,16 @@ class Story:
             life.is_doomed, life.is_open = True, False
         for life in lives:
             life.server.send_signal(signal.SIGKILL)
-        self._heal += [partial(self.start_again, life) for life in lives]
+        self._heal.append(partial(self.start_again, *lives))
         return at
 
-    def start_again(self, life: Life) -> None:
-        """Put a new server into its seat."""
-        life.server.kill()
-        self.lives[life.number] = new = self.live(life.number)
-        self.fleet.add(new)
+    def start_again(self, *lives: Life) -> None:
+        """Put new servers into these seats."""
+        for life in lives:
+            life.server.kill()
+        for new in self.live(*(life.number for life in lives)):
+            self.lives[new.number] = new
+            self.fleet.add(new)
 
     def pause(self, *lives: Life) -> float:
         """SIGSTOP servers; they are woken. Say when."""
