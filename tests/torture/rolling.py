@@ -156,6 +156,12 @@ class Balanced:
         found = (dict(zip(head, row, strict=False)) for row in rows)
         return {row["svname"]: row["status"] for row in found if row["svname"] in self._ports}
 
+    def _answers(self) -> bool:
+        try:
+            return bool(self.state())
+        except OSError:
+            return False
+
     def _start_haproxy(self) -> None:
         file = self.folder / "haproxy.cfg"
         file.write_text(configured(self.address[1], self._ports))
@@ -175,7 +181,7 @@ class Balanced:
                 start_new_session=True,
             )
         deadline = time.monotonic() + PATIENCE
-        while not self._control.exists():
+        while not self._answers():
             if self._haproxy.poll() is not None or time.monotonic() > deadline:
                 raise ServerFailed(f"haproxy did not start: {self._said.read_text()}")
             time.sleep(0.02)
