@@ -16,7 +16,6 @@ from pkgindex.config import Settings
 from pkgindex.store import format as store_format
 from pkgindex.store.claim import Claim, claim, epochs, highest_epoch
 from pkgindex.store.format import Format
-from pkgindex.store.journal import UNKNOWN
 from pkgindex.store.lease import Lease
 from pkgindex.store.mount import Mount
 from pkgindex.store.recovery import Gap, highest_chain, recover
@@ -82,7 +81,7 @@ class Blocking:
             self._members.withdraw()
 
     def claim(self) -> tuple[Claim, float]:
-        """Claim the next epoch; and the change up to which package files have everything (see Takeover).
+        """Claim the next epoch; and the change after which the journal begins (see Takeover).
 
         Raises Withdrawn, OSError, StoreUnreachable."""
         mine = claim(self._mount, self._lease)
@@ -90,7 +89,8 @@ class Blocking:
             chain = highest_chain(self._mount)
             if not chain:
                 return mine, 0
-            return mine, chain[-1].base if chain[-1].written != UNKNOWN else float("inf")
+            # What lies before the first head is not all in it: it has what package files lacked then.
+            return mine, chain[0].next_change - 1
         except (OSError, Gap):
             return mine, float("inf")  # whatever it is, recovery will meet it
 

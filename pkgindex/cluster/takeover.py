@@ -194,8 +194,8 @@ class Takeover:
         return self._decide()
 
     def claimed(self, now: float, epoch: int, base: int) -> list[Action]:
-        """The claim was won. `base`: the change up to which the package files hold everything, so that
-        the journal continues any core that has reached it."""
+        """The claim was won. `base`: the change after which the journal begins, so that it continues any
+        core that has reached that."""
         self._age(now)
         if self.role is not Role.CLAIMING or epoch <= self.highest:
             self._out.append(Abandon(epoch))

@@ -287,8 +287,7 @@ class FileIndex(Index):
 
     def _round_failed(self, error: OSError) -> None:
         if self._loop:
-            with suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
-                self._loop.call_soon_threadsafe(self._fail, error)
+            self._loop.call_soon_threadsafe(self._fail, error)
 
     # --- the end ----------------------------------------------------------------------------------
 

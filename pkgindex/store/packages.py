@@ -156,7 +156,7 @@ class WriteBehind:
             snapshot.forget_others(self._mount, self._staging, self._journal.snapshot)
             while True:
                 with self._wake:
-                    self._wake.wait_for(lambda: self._hurry or self._stop_by, INTERVAL_SECONDS)
+                    self._wake.wait_for(self._is_due, INTERVAL_SECONDS)
                     stopping = self._stop_by is not None
                     hurried, self._hurry = self._hurry, False
                 before, changes = changes, self._graph.changes
@@ -176,6 +176,9 @@ class WriteBehind:
                 error = OSError(errno.EIO, f"the writer of package files failed: {error!r}")
             self.last_error = error
             self._failed(error)
+
+    def _is_due(self) -> bool:
+        return self._hurry or self._stop_by is not None
 
     def _late(self) -> bool:
         return self._stop_by is not None and time.monotonic() >= self._stop_by

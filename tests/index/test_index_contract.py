@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import importlib
 import os
 import subprocess
@@ -131,21 +130,6 @@ def test_a_proof_alone_waits_a_turn_for_more_answers_if_many_share_it(
         return int(made)
 
     assert asyncio.run(tell_in_two_turns()) == commits
-
-
-def test_package_files_that_fail_after_the_loop_has_ended_disturb_nobody(tmp_path: Path) -> None:
-    """As a deposed writer's do, which nobody waits for."""
-    index = open_index(Settings(store=f"file:{tmp_path / 'index'}"))
-    assert isinstance(index, FileIndex)
-    released = threading.Event()
-
-    async def serve() -> None:
-        index.start(asyncio.get_running_loop(), lambda: None, lambda error: None)
-        index.abandon(released.set)
-
-    asyncio.run(serve())
-    assert released.wait(PATIENCE)
-    index._round_failed(OSError(errno.ENOENT, "its staging directory is gone"))
 
 
 # --- a scheme of another package ------------------------------------------------------------------

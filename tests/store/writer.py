@@ -39,12 +39,19 @@ class Writer:
     """One reign: claimed, recovered and ready when it is made."""
 
     def __init__(
-        self, root: Path | Mount, mine: Claim | None = None, *, rebuild: bool = False
+        self,
+        root: Path | Mount,
+        mine: Claim | None = None,
+        *,
+        rebuild: bool = False,
+        graph: Graph | None = None,
     ) -> None:
+        """`graph`: a follower's own, which the journal continues without a gap."""
         self.mount = root if isinstance(root, Mount) else Mount(str(root))
         self.format = made(self.mount)
         self.claim = mine or claim(self.mount, None)
-        recovered = recover(self.mount, self.format, self.claim, rebuild=rebuild)
+        recovered = recover(self.mount, self.format, self.claim, rebuild=rebuild, graph=graph)
+        self.batches = recovered.batches
         self.graph = recovered.graph
         self.event = os.eventfd(0, os.EFD_CLOEXEC)
         self.journal = Journal(self.mount, self.claim, self.graph.owed_lines, self.event)
@@ -68,15 +75,19 @@ class Writer:
         pieces = [answers] if isinstance(answers, bytes) else [replies for _, replies, _ in answers]
         return b"".join(pieces).decode().split()
 
-    def commit(self) -> None:
-        """Commit what was applied. OSError if it is not durable and proven."""
+    def commit(self) -> tuple[int, int, bytes]:
+        """Commit what was applied; its first change, their number, its redo lines.
+
+        OSError if it is not durable and proven."""
         ticket, lines, number = self.graph.seal()
-        self.journal.submit(lines, number, self.graph.changes - number + 1)
+        first = self.graph.changes - number + 1
+        self.journal.submit(lines, number, first)
         deadline = time.monotonic() + PATIENCE
         while not self.journal.completed():
             assert time.monotonic() < deadline, "the commit does not end"
             time.sleep(0.0005)
         self.graph.settle(ticket)
+        return first, number, bytes(lines)
 
     def ask(self, *lines: str) -> list[str]:
         """Give the replies of messages once they may be given."""
