@@ -22,9 +22,11 @@ from functools import partial
 from pathlib import Path
 
 from tests.servers import Server, ServerFailed
-from tests.torture import gluster
+from tests.torture import failover_network, gluster
 from tests.torture.campaign import Campaign, Run
+from tests.torture.failover_fleet import Life
 from tests.torture.failover_mutants import Member
+from tests.torture.failover_network import CLIENTS, SERVERS, Network
 from tests.torture.failover_story import TAKEOVER_AFTER, Story
 from tests.torture.reigns import Place
 
@@ -134,9 +136,55 @@ def on_gluster(folder: Path) -> Iterator[Place]:
         yield Place(roots, volume.brick / "index", volume)
 
 
-def start(mutant: str, root: Path, _number: int, options: tuple[str, ...]) -> Server:
+@dataclass(frozen=True)
+class Networked(Place):
+    """A place whose seats are machines of their own, as far as networks go."""
+
+    network: Network | None = None
+
+
+@contextmanager
+def on_networks(folder: Path) -> Iterator[Place]:
+    """All servers in one folder, each with a cable to the others and one to the clients."""
+    with Network(3) as network:
+        yield Networked([folder / "index"] * 3, folder / "index", None, network)
+
+
+def start(mutant: str, place: Place, root: Path, seat: int, options: tuple[str, ...]) -> Server:
     """A server, not started."""
-    return Member(mutant, f"file:{root}", *options)
+    network = place.network if isinstance(place, Networked) else None
+    if network is None:
+        return Member(mutant, f"file:{root}", *options)
+    return Member(
+        mutant,
+        f"file:{root}",
+        *options,
+        *("--cluster", f"{network.address(seat, SERVERS)}:0"),  # the last one counts
+        listen=f"{network.address(seat, CLIENTS)}:0",
+        inside=network.inside(seat),
+    )
+
+
+def cut(story: Story, life: Life, *cables: str) -> float:
+    """Cut a server off. Whom it cannot help, it closes; whoever is cut off from it, waits. Say when."""
+    place = story.place
+    assert isinstance(place, Networked)
+    assert place.network is not None
+    return story.cut_off(
+        life,
+        partial(place.network.cut, life.number, *cables),
+        partial(place.network.mend, life.number, *cables),
+        closes=SERVERS in cables,
+    )
+
+
+ON_NETWORKS = {
+    "writer cut off from the others": Fault(lambda s: cut(s, s.writer, SERVERS), 4, SILENT),
+    "writer cut off from all": Fault(lambda s: cut(s, s.writer, SERVERS, CLIENTS), 3, SILENT),
+    "writer cut off from its clients": Fault(lambda s: cut(s, s.writer, CLIENTS), 2),
+    "follower cut off from the others": Fault(lambda s: cut(s, s.followers[0], SERVERS), 2),
+    "writer killed": Fault(lambda s: s.kill(s.writer), 1, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -187,6 +235,7 @@ SETTINGS = {
         ),
         (100, 3),
     ),
+    "failover-network": Setting(on_networks, ON_NETWORKS, (), (60, 3)),
 }
 
 
@@ -212,7 +261,11 @@ def find_out(run: Run, setting: Setting, wrong: Wrong) -> None:
     folder.mkdir()
     with setting.place(folder) as place:
         story = Story(
-            place, folder / "work", run.seed, partial(start, wrong.mutant), strong=wrong.strong
+            place,
+            folder / "work",
+            run.seed,
+            partial(start, wrong.mutant, place),
+            strong=wrong.strong,
         )
         try:
             with story:
@@ -257,7 +310,9 @@ def tell(
     dice = random.Random(run.seed + number)
     strong = number % 2 == 0
 
-    story = Story(place, folder / "work", run.seed + number, partial(start, ""), strong=strong)
+    story = Story(
+        place, folder / "work", run.seed + number, partial(start, "", place), strong=strong
+    )
     kinds = list(setting.faults)
     try:
         with story:
@@ -305,6 +360,14 @@ CAMPAIGNS = (
         lambda run: torture(run, "failover-gluster"),
         gluster.why_absent,
         seconds=(120.0, 900.0),
+        form="cluster",
+    ),
+    Campaign(
+        "failover-network",
+        "Three servers on networks of their own, each cut off from the others, from its clients, from all.",
+        lambda run: torture(run, "failover-network"),
+        failover_network.why_absent,
+        seconds=(60.0, 400.0),
         form="cluster",
     ),
 )

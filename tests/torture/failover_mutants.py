@@ -8,7 +8,7 @@ is `pkgindex serve …` with that mistake, for the campaigns of failover.py, whi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.servers import Server
@@ -20,8 +20,18 @@ __all__ = ["MUTANTS", "Member"]
 class Member(Server):
     """A server with a mistake, by name; the empty name is the product as it is."""
 
-    def __init__(self, mutant: str, store: str, *options: str) -> None:
-        super().__init__(store, *options)
+    def __init__(
+        self,
+        mutant: str,
+        store: str,
+        *options: str,
+        listen: str = "127.0.0.1:0",
+        inside: Sequence[str] = (),
+    ) -> None:
+        """`inside`: a command that runs the one that follows it somewhere else."""
+        super().__init__(store, *options, listen=listen)
+        at = self._command.index(sys.executable)
+        self._command[at:at] = inside
         if mutant:
             at = self._command.index("pkgindex")
             self._command[at : at + 1] = ["tests.torture.failover_mutants", mutant]

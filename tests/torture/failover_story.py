@@ -82,6 +82,7 @@ class Story:
         self._start = start
         self._all: list[Life] = []
         self._paused: list[Life] = []
+        self._cut: list[Life] = []  # from anything
         self._hung: list[Life] = []  # writers whose mount hangs
         self._lingers = 0.0  # seconds for which a fault goes on at most after changes flow again
         self._heal: list[Callable[[], None]] = []
@@ -258,7 +259,8 @@ class Story:
 
     def is_well(self, life: Life) -> bool:
         """Whether its clients are to be served."""
-        return not (life.is_doomed or life in self._paused or life in self._hung)
+        missing = (*self._paused, *self._hung, *self._cut)
+        return not (life.is_doomed or life in missing)
 
     @property
     def epoch(self) -> int:
@@ -361,6 +363,19 @@ class Story:
             self._hung.append(life)
         self._volume.hang(str(life.number))
         self._heal.append(partial(self.end_hang, life))
+        self._lingers = LINGERS
+        return at
+
+    def cut_off(
+        self, life: Life, cut: Callable[[], None], mend: Callable[[], None], *, closes: bool
+    ) -> float:
+        """Let a server be cut off; that is mended. `closes`: it may close clients. Say when."""
+        at = time.monotonic()
+        life.is_open, life.may_close = False, closes
+        self._cut.append(life)
+        cut()
+        self._heal.append(mend)
+        self._heal.append(partial(self._cut.remove, life))
         self._lingers = LINGERS
         return at
 

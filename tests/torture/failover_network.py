@@ -1,0 +1,141 @@
+"""Machines of a network that a test makes, and cuts: one network namespace for each seat of a cluster.
+
+    with Network(3) as network:
+        network.inside(0)                   # what goes before a command that is to run there
+        network.address(0, SERVERS)         # where the others reach what listens there
+        network.cut(0, SERVERS); network.mend(0, SERVERS)
+
+Each seat has two cables, veth pairs: one to a switch between the servers, in a namespace of its own, and one
+to a switch where this process is a client. A cut is a link that is down: what is sent into it is gone, and
+neither end is told. The mount is a folder of this machine, which no cut concerns. It needs root and iproute2.
+
+Nothing is left behind: a guard, which notices by the end of a pipe that this process is gone, takes all away.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from types import TracebackType
+from typing import Self
+
+__all__ = ["CLIENTS", "SERVERS", "Network", "why_absent"]
+
+SERVERS, CLIENTS = "servers", "clients"
+
+# Networks for measurements (RFC 2544): no machine's own.
+BETWEEN_SERVERS, TO_CLIENTS = "198.19.0", "198.18.{}"
+
+GUARD = 'all=; while read -r line; do all="$line; $all"; done; eval "$all" 2>/dev/null'
+
+
+@cache
+def why_absent() -> str | None:
+    """Why this machine cannot make networks; None if it can."""
+    if shutil.which("ip") is None:
+        return "ip is not installed"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    try:
+        with Network(1):
+            return None
+    except subprocess.CalledProcessError as error:
+        return f"no network can be made here: {error.stderr.strip()}"
+
+
+class Network:
+    """Some seats and their cables."""
+
+    def __init__(self, seats: int) -> None:
+        self.seats = seats
+        self._tag = str(os.getpid())
+        self._clients = TO_CLIENTS.format(os.getpid() % 250)
+        self._hub, self._switch = f"pkindex-{self._tag}", f"pki{self._tag}"
+
+    def __enter__(self) -> Self:
+        self._guard = subprocess.Popen(
+            ["sh", "-c", GUARD], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take everything away."""
+        self._guard.communicate()
+
+    def _make(self) -> None:
+        self._namespace(self._hub)
+        _ip("-n", self._hub, "link", "add", "switch", "type", "bridge")
+        _ip("-n", self._hub, "link", "set", "switch", "up")
+        self._later(f"ip link del {self._switch}")
+        _ip("link", "add", self._switch, "type", "bridge")
+        _ip("addr", "add", f"{self._clients}.254/24", "dev", self._switch)
+        _ip("link", "set", self._switch, "up")
+        for seat in range(self.seats):
+            self._namespace(self._seat(seat))
+            self._cable(seat, SERVERS, "-n", self._hub)
+            self._cable(seat, CLIENTS)
+
+    def _namespace(self, name: str) -> None:
+        self._later(f"ip netns del {name}")
+        _ip("netns", "add", name)
+        _ip("-n", name, "link", "set", "lo", "up")
+
+    def _cable(self, seat: int, which: str, *at: str) -> None:
+        """From a seat to the switch that is `at` this namespace."""
+        theirs, ours, inside = self._seat(seat), self._end(seat, which), which
+        bridge = "switch" if at else self._switch
+        _ip(*at, "link", "add", ours, "type", "veth", "peer", "name", inside, "netns", theirs)
+        _ip(*at, "link", "set", ours, "master", bridge)
+        _ip(*at, "link", "set", ours, "up")
+        _ip("-n", theirs, "addr", "add", f"{self.address(seat, which)}/24", "dev", inside)
+        _ip("-n", theirs, "link", "set", inside, "up")
+
+    def _later(self, command: str) -> None:
+        """What is to be done at the end."""
+        assert self._guard.stdin is not None
+        self._guard.stdin.write(command + "\n")
+        self._guard.stdin.flush()
+
+    def _seat(self, seat: int) -> str:
+        return f"{self._hub}-{seat}"
+
+    def _end(self, seat: int, which: str) -> str:
+        return f"{self._switch}{which[0]}{seat}"
+
+    def address(self, seat: int, which: str) -> str:
+        """The address of a seat, as others on that network know it."""
+        return f"{BETWEEN_SERVERS if which == SERVERS else self._clients}.{seat + 1}"
+
+    def inside(self, seat: int) -> list[str]:
+        """What goes before a command that is to run in this seat."""
+        return ["ip", "netns", "exec", self._seat(seat)]
+
+    def cut(self, seat: int, *cables: str) -> None:
+        """Let nothing through any more."""
+        for which in cables:
+            self._set(seat, which, "down")
+
+    def mend(self, seat: int, *cables: str) -> None:
+        """Undo it; harmless for a cable that is whole."""
+        for which in cables:
+            self._set(seat, which, "up")
+
+    def _set(self, seat: int, which: str, state: str) -> None:
+        at = ["-n", self._hub] if which == SERVERS else []
+        _ip(*at, "link", "set", self._end(seat, which), state)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
