@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +62,10 @@ class Server:
         log_file: Path | None = None,
         environment: Mapping[str, str] | None = None,
         patience: float = PATIENCE,
+        inside: Sequence[str] = (),
     ) -> None:
-        """Name the store by its URL; `options` are further arguments of `pkgindex serve`.
+        """Name the store by its URL; `options` are further arguments of `pkgindex serve`, `inside` a
+        command that runs the one that follows it somewhere else.
 
         `environment` is added to this process's own, less every PKGINDEX_ variable. The log goes
         to `log_file` too (by default a temporary file, removed at the end).
@@ -73,7 +75,7 @@ class Server:
         self.patience = patience
         self._temporary_log = log_file is None
         self.log_file = log_file or Path(tempfile.mkstemp(prefix="pkgindex-", suffix=".log")[1])
-        self._command = [sys.executable, "-m", "pkgindex", "serve", "--store", store]
+        self._command = [*inside, sys.executable, "-m", "pkgindex", "serve", "--store", store]
         self._command += ["--listen", listen, "--log-format", "json", *options]
         if setpriv := shutil.which("setpriv"):
             self._command = [setpriv, "--pdeathsig", "KILL", *self._command]

@@ -80,6 +80,8 @@ class Node:
         self._blocking = Blocking(mount, fmt, settings, self.id)
         self.machine = Takeover(self.id, self._after, random.random)
         self._addresses: dict[str, Member] = {}
+        self._reached: dict[str, float] = {}  # members that were dialled: when they last answered
+        self._trials: set[asyncio.Task[None]] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._wake_at = float("inf")
         self._dialling = 0
@@ -257,11 +259,12 @@ class Node:
         change = (
             self._feed.settled if self._feed else self._follower.change if self._follower else 0
         )
-        reaches: tuple[str, ...] = ()
+        since = self._loop.time() - self._after
+        reaches = {member for member, at in self._reached.items() if at > since}
         if self._feed is not None:
-            reaches = self._feed.members
+            reaches.update(self._feed.members)
         elif self._follower is not None and self._follower.is_live:
-            reaches = (self._follower.member,)
+            reaches.add(self._follower.member)
         return Member(
             self.id,
             self._port.address,
@@ -270,7 +273,7 @@ class Node:
             machine.epoch if machine.role is not Role.FOLLOWER else position.epoch,
             change or position.change,
             __version__,
-            reaches,
+            tuple(sorted(reaches)),
             self._beat,
         )
 
@@ -558,15 +561,33 @@ class Node:
         if self._over:
             return
         patience = SILENT_BEATS * self._step
-        dead = self._loop.time() - patience
         if self._feed is not None:
             self._feed.beat(patience)
-        elif self._follower is not None and self._follower.stream.heard_at < dead:
-            stream = self._follower.stream
-            logger.warning("writer silent", server=stream.peer)
-            stream.abort()
-            stream.ended()
+        else:
+            stream = self._follower.stream if self._follower is not None else None
+            silent = self._loop.time() - stream.heard_at if stream is not None else 0.0
+            if stream is None or silent > 2 * self._step:
+                self._try_others()
+            if stream is not None and silent > patience:
+                logger.warning("writer silent", server=stream.peer)
+                stream.abort()
+                stream.ended()
         self._loop.call_later(self._step, self._ping)
+
+    def _try_others(self) -> None:
+        """Find out whom this member reaches: if not the writer, that decides who may replace it (F5)."""
+        for other in self._addresses.values():
+            if other.id != self.id:
+                dial = self._port.dial(
+                    other.cluster, partial(self._reaches, other.id), lambda: None, self._after / 2
+                )
+                trial = self._loop.create_task(dial)
+                self._trials.add(trial)
+                trial.add_done_callback(self._trials.discard)
+
+    def _reaches(self, member: str, stream: Stream) -> None:
+        self._reached[member] = self._loop.time()
+        stream.close()
 
     # --- what is known ----------------------------------------------------------------------------
 

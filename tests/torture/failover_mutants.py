@@ -28,10 +28,7 @@ class Member(Server):
         listen: str = "127.0.0.1:0",
         inside: Sequence[str] = (),
     ) -> None:
-        """`inside`: a command that runs the one that follows it somewhere else."""
-        super().__init__(store, *options, listen=listen)
-        at = self._command.index(sys.executable)
-        self._command[at:at] = inside
+        super().__init__(store, *options, listen=listen, inside=inside)
         if mutant:
             at = self._command.index("pkgindex")
             self._command[at : at + 1] = ["tests.torture.failover_mutants", mutant]
