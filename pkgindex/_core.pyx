@@ -106,15 +106,14 @@ cdef class Batch:
         self.read_only = read_only
         self.waits = waits
 
-    def take(self):
-        """Take messages as the rules allow without answering them, for an Index that has it done elsewhere.
-
-        Returns their number."""
+    def take(self, long most):
+        """Take messages, `most` of them, as the rules allow without answering them, for an Index that has it
+        done elsewhere. Returns their number."""
         cdef const unsigned char *base = <const unsigned char *>PyByteArray_AS_STRING(self.buffer)
         cdef const unsigned char *p
         cdef Message m
         cdef long n = 0
-        while self.start < self.stop:
+        while self.start < self.stop and n < most:
             p = parse(base + self.start, base + self.stop, self.max_line, &m)
             if (m.command == INDEX or m.command == REMOVE) and not self.read_only:
                 if self.changes >= self.room:

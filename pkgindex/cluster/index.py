@@ -111,13 +111,24 @@ class ClusterIndex(Index):
         """Take what a graph must not answer by itself; `front` has the replies to what came before."""
         before: list[Piece] = [(0, front, 0)] if front else []
         pending, writer, start = self.pending, self._writer, batch.start
-        if pending.is_full:
+        room = pending.room
+        if room <= 0:
             self.congested = True
             return before or b""
-        is_read = batch.read_only or (self._strong and not batch.waits and _is_read(batch))
+        # Without a graph a read waits for the writer's answer like any message: the graph to come may have
+        # what its client sends behind it.
+        may_read = self._strong and self._graph is not None and not batch.waits
+        is_read = batch.read_only or (may_read and _is_read(batch))
         answers: Answers = b""
-        if writer is None or writer.holds or pending.fresh or self._runs or self._graph is None:
-            count = batch.take()
+        if (
+            writer is None
+            or self._graph is None
+            or writer.holds
+            or pending.fresh
+            or self._runs
+            or (batch.stop - start > room and batch.buffer.count(b"\n", start, batch.stop) > room)
+        ):
+            count = batch.take(room)
         else:
             answers = self._graph.apply(batch, True)
             replies = answers if isinstance(answers, bytes) else b"".join(p[1] for p in answers)
@@ -199,7 +210,7 @@ class ClusterIndex(Index):
 
     def _steer(self) -> None:
         writer = self._writer
-        self.congested = self.pending.is_full or (writer is not None and writer.congested)
+        self.congested = self.pending.room <= 0 or (writer is not None and writer.congested)
 
     def checked(self, number: int) -> None:
         """See Ears: the reads of this number may be evaluated, as soon as there is a graph."""

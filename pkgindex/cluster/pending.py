@@ -74,9 +74,9 @@ class Pending:
         self._unanswered: deque[Chunk] = deque()  # those of `sent` that are counted
 
     @property
-    def is_full(self) -> bool:
-        """Whether clients have to wait."""
-        return self.messages >= MOST_MESSAGES or self.bytes >= MOST_BYTES
+    def room(self) -> int:
+        """How many more messages may wait; none: clients have to."""
+        return MOST_MESSAGES - self.messages if self.bytes < MOST_BYTES else 0
 
     def add(self, lines: bytes, count: int, *, reads: bool = False) -> Chunk:
         """Take a chunk in; it is `fresh`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -129,6 +130,23 @@ def test_a_hundred_thousand_changes_in_one_pipeline_are_answered(wire: Wire, pre
         b"INDEX|%b%d|\nREMOVE|%b%d|\n" % (prefix, n, prefix, n) for n in range(count // 2)
     )
     assert wire.exchange_bytes(lines, count) == OK * count
+
+
+@pytest.mark.parametrize("kind", ["follower", "strong"])
+def test_more_messages_than_may_wait_are_left_in_their_sockets(
+    members: dict[str, Member], kind: str, prefix: bytes
+) -> None:
+    """The shortest messages are those of which the most come at once."""
+    count = 300_000
+    with Wire(members[kind].address) as wire, ThreadPoolExecutor(1) as pool:
+        members["writer"].pause()
+        try:
+            sent = b"INDEX|%ba|\n" % prefix + b"\n" * count
+            told = pool.submit(wire.exchange_bytes, sent, 1 + count)
+            time.sleep(0.5)
+        finally:
+            members["writer"].go_on()
+        assert told.result() == OK + ERROR * count
 
 
 def test_long_lines_go_through(wire: Wire, prefix: bytes) -> None:

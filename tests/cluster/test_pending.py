@@ -71,11 +71,11 @@ def test_it_is_full_at_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending_module, "MOST_BYTES", 10)
     many, large = Pending(), Pending()
     many.add(b"a\n", 2)
-    assert not many.is_full
+    assert many.room == 1
     many.add(b"a\n", 1)
-    assert many.is_full
+    assert many.room == 0
     large.add(b"0123456789", 1)
-    assert large.is_full
+    assert large.room == 0
 
 
 def test_those_whose_fate_nobody_knows_are_named_and_not_sent_again() -> None:
