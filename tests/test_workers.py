@@ -142,25 +142,25 @@ def test_further_servers_join_the_workers(workers):
 
 
 def test_a_killed_worker_is_started_again_in_its_place_and_the_others_clients_stay(workers):
-    before = workers.pids()
-    member = {each["worker"]: each["cluster"] for each in workers.events("cluster member")}
-    with ExitStack() as stack:
-        wires = [stack.enter_context(Wire(workers.address)) for _ in range(30)]
-        assert all(wire.ask(b"INDEX|a|") == b"OK\n" for wire in wires)
-        for number in before:
-            os.kill(before[number], signal.SIGKILL)
-            workers.again(number, before[number])
-            ended = workers.events("worker ended")[-1]
-            assert (ended["worker"], ended["signal"]) == (number, "SIGKILL")
-            lost = []
+    pids = workers.pids()
+    where = {each["worker"]: each["cluster"] for each in workers.events("cluster member")}
+    for number in sorted(pids):
+        with ExitStack() as stack:
+            wires = [stack.enter_context(Wire(workers.address)) for _ in range(30)]
+            assert all(wire.ask(b"INDEX|a|") == b"OK\n" for wire in wires)
+            its = workers.counters()[number]["clients"]
+            os.kill(pids[number], signal.SIGKILL)
+            workers.again(number, pids[number])
+            lost = 0
             for wire in wires:
                 try:
                     assert wire.ask(b"QUERY|a|") == b"OK\n"
                 except (EOFError, ConnectionError):
-                    lost.append(wire)
-            assert 0 < len(lost) < len(wires) or len(wires) < 10
-            wires = [wire for wire in wires if wire not in lost]
-    assert workers.events("cluster member")[-1]["cluster"] == member[3]
+                    lost += 1
+            assert lost == its
+        ended = workers.events("worker ended")[-1]
+        assert (ended["worker"], ended["signal"]) == (number, "SIGKILL")
+        assert workers.events("cluster member")[-1]["cluster"] == where[number]
     assert workers.exit_code is None
 
 

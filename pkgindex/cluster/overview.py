@@ -35,6 +35,7 @@ from pkgindex.store.mount import Mount
 __all__ = ["GONE", "UNREACHABLE", "Found", "MountSeen", "Overview", "survey"]
 
 LOOK_SECONDS = 0.1
+LEAST_SECONDS = 0.5  # for a look at all
 
 # Instead of a role, of a member that does not answer: its file on the mount has not changed, or has.
 GONE, UNREACHABLE = "gone", "unreachable"
@@ -236,7 +237,19 @@ class Overview:
 
 
 def survey(root: str, seconds: float, only: str = "") -> Overview:
-    """Look at the mount and ask every member, or the one at `only`; at most `seconds` in all."""
+    """Look at the mount and ask every member, or the one at `only`; at most `seconds` in all.
+
+    While servers live and none of them writes, again: most such moments are short."""
+    deadline = time.monotonic() + seconds
+    while True:
+        overview = _survey(root, max(LEAST_SECONDS, deadline - time.monotonic()), only)
+        is_over = overview.writer or not any(member.answers for member in overview.members)
+        if is_over or time.monotonic() + LEAST_SECONDS > deadline:
+            return overview
+        time.sleep(LOOK_SECONDS)
+
+
+def _survey(root: str, seconds: float, only: str) -> Overview:
     began = time.monotonic()
     deadline = began + seconds
     with _Watch(root) as watch:
@@ -250,10 +263,9 @@ def survey(root: str, seconds: float, only: str = "") -> Overview:
             if now >= deadline or now - began >= answers.patience:
                 break
             for seen in watch.again(deadline):
-                member = seen.member
-                if files.setdefault(member.id, member).beat != member.beat:
-                    beating.add(member.id)
-                    files[member.id] = member
+                known = files.get(seen.member.id)
+                if known is not None and known.beat != seen.member.beat:
+                    beating.add(known.id)
     return _put_together(mount, files, answers, beating, only)
 
 
@@ -322,19 +334,21 @@ def _put_together(
     mount: MountSeen, files: dict[str, Member], answers: _Answers, beating: set[str], only: str
 ) -> Overview:
     members = list(answers.found.values())
-    # Where a member answers, one that stood there before has had its time.
-    taken = {found.cluster for found in members}
+    # Where a member answers, one that stood there before has had its time; so has the older of two.
+    silent = dict(answers.silent)
     for member in sorted(files.values(), key=lambda each: (each.epoch, each.beat), reverse=True):
-        if member.cluster in taken or only not in ("", member.cluster):
+        why = silent.pop(member.cluster, None)
+        if why is None:
             continue
-        taken.add(member.cluster)
-        why = answers.silent.get(member.cluster, "it has only just come")
         beats = member.id in beating
         problem = f"it does not answer on its cluster port ({why})"
         problem += ", but beats on the mount" if beats else ""
         members.append(Found.by_file(member, UNREACHABLE if beats else GONE, problem))
     writers = [found for found in members if found.role == Role.WRITER]
     writer = max(writers, key=lambda found: found.epoch, default=None)
+    for other in writers:
+        if other is not writer:
+            other.problem = "it was replaced, and does not know it yet"
     if writer is not None:
         for member_id, lag in writer.said["followers"].items():
             if member_id in answers.found:
