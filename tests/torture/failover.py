@@ -98,7 +98,7 @@ LOCAL = {
     "idle writer paused": Fault(pause_idle, 1, SILENT),
     "writer paused, the next killed": Fault(pause_and_kill, 1),
     "follower paused": Fault(lambda s: s.pause(s.followers[0]), 1),
-    "handover": Fault(lambda s: s.leave(s.writer), 3),
+    "handover": Fault(lambda s: s.leave(s.writer), 3, 0.2),
     "follower told to stop": Fault(lambda s: s.leave(s.followers[0]), 1),
 }
 
@@ -223,7 +223,7 @@ SETTINGS = {
             Wrong("answers-before-the-batch", "follower killed"),
             Wrong("beats-by-a-plain-write", "idle writer paused"),
         ),
-        (400, 6),
+        (330, 6),
     ),
     "failover-gluster": Setting(
         on_gluster,
@@ -233,9 +233,20 @@ SETTINGS = {
                 "checks-without-a-proof", "writer's mount hung, a follower only asks", strong=True
             ),
         ),
-        (100, 3),
+        (110, 3),
     ),
-    "failover-network": Setting(on_networks, ON_NETWORKS, (), (60, 3)),
+    "failover-network": Setting(
+        on_networks,
+        ON_NETWORKS,
+        (
+            Wrong(
+                "reaches-nobody-else",
+                "writer cut off from the others",
+                "no changes on|closed a client's connection",
+            ),
+        ),
+        (60, 3),
+    ),
 }
 
 
@@ -350,7 +361,7 @@ CAMPAIGNS = (
         "Three servers of one folder under 50 clients: the writer or others are killed, paused and woken, "
         "told to stop, two at once. No error on survivors, nothing lost, nothing twice.",
         lambda run: torture(run, "failover"),
-        seconds=(120.0, 1500.0),
+        seconds=(120.0, 2400.0),
         form="cluster",
     ),
     Campaign(
@@ -359,7 +370,7 @@ CAMPAIGNS = (
         "the brick killed and started.",
         lambda run: torture(run, "failover-gluster"),
         gluster.why_absent,
-        seconds=(120.0, 900.0),
+        seconds=(120.0, 1500.0),
         form="cluster",
     ),
     Campaign(
@@ -367,7 +378,7 @@ CAMPAIGNS = (
         "Three servers on networks of their own, each cut off from the others, from its clients, from all.",
         lambda run: torture(run, "failover-network"),
         failover_network.why_absent,
-        seconds=(60.0, 400.0),
+        seconds=(60.0, 900.0),
         form="cluster",
     ),
 )

@@ -52,6 +52,7 @@ class Life:
     may_close: bool = False  # its connections may end, if it says why
     closed: int = 0  # connections that did
     clients: set[Client] = field(default_factory=set)
+    told: set[Client] = field(default_factory=set)  # those that it closed, who may hear of it late
     coming: int = 0  # clients that are about to connect
     acknowledged: deque[tuple[float, float]] = field(
         default_factory=lambda: deque(maxlen=20_000)
@@ -308,7 +309,7 @@ class Fleet:
         life.clients.discard(client)
         if client.stray:
             self.failures.append(f"server {life.number}: {len(client.stray)} replies too many")
-        if life.may_close:
+        if life.may_close or client in life.told:
             life.closed += 1
         elif not life.is_doomed:
             self.failures.append(f"server {life.number} lives, and closed a client's connection")

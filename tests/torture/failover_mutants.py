@@ -124,6 +124,11 @@ def beats_by_a_plain_write() -> None:
     members.publish = lambda self, member, staging=None: publish(self, member, None)
 
 
+def reaches_nobody_else() -> None:
+    """F5: members that cannot reach the writer do not find out whether they reach each other."""
+    part("cluster.node:Node")._try_others = lambda self: None
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "keeps-what-was-deposed": keeps_what_was_deposed,
     "shows-a-snapshot-at-once": shows_a_snapshot_at_once,
@@ -132,6 +137,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "answers-before-the-batch": answers_before_the_batch,
     "checks-without-a-proof": checks_without_a_proof,
     "beats-by-a-plain-write": beats_by_a_plain_write,
+    "reaches-nobody-else": reaches_nobody_else,
 }
 
 if __name__ == "__main__":

@@ -231,6 +231,8 @@ class Story:
         self.all_flow(filter(self.fleet.changes, self.lives), time.monotonic())
         for life in self.lives:
             life.is_open = True
+            if life.may_close and life.server.events("clients closed"):
+                life.told |= life.clients
             if life.closed and not life.is_doomed:
                 self.counts["connections closed, with a reason"] += life.closed
                 if not life.server.events("clients closed"):
@@ -479,7 +481,7 @@ def relaxed(calls: Iterable[Call]) -> list[Call]:
     last: dict[int, int] = {}
     found = []
     for call in calls:
-        if call.line.startswith("QUERY|"):
+        if not call.line.startswith(("INDEX|", "REMOVE|")) or call.reply == "ERROR":
             call = replace(call, sent=last.get(call.client, 0))
         last[call.client] = call.sent
         found.append(call)
