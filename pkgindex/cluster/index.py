@@ -32,6 +32,9 @@ from pkgindex.store.origins import replies_of
 
 __all__ = ["ClusterIndex"]
 
+# A commit, which is one frame, may hold this beyond REDO_LIMIT, and as much again that the line takes away.
+LONGEST_LINE = 32 << 20
+
 logger = log.get_logger()
 
 
@@ -62,6 +65,10 @@ class ClusterIndex(Index):
         if settings.takeover:
             raise ConfigError(
                 "takeover: servers of a cluster replace each other by themselves; leave it out"
+            )
+        if settings.max_line > LONGEST_LINE:
+            raise ConfigError(
+                f"max-line: at most {LONGEST_LINE >> 20}m in a cluster, whose servers hand messages on whole"
             )
         mount = Mount(path_of(location))
         try:

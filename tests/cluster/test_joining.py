@@ -157,6 +157,7 @@ def test_only_a_store_on_a_mount_can_be_shared() -> None:
         (["--cluster", "0.0.0.0:8081"], "every address"),
         (["--cluster", "127.0.0.1:0", "--takeover"], "takeover"),
         (["--cluster", "127.0.0.1:0", "--reads", "weak"], "strong"),
+        (["--cluster", "127.0.0.1:0", "--max-line", "33m"], "max-line: at most 32m"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
