@@ -73,6 +73,7 @@ class Ratchets(Crowd):
     """A crowd, of which every fifth client is a ratchet; those that only ask ask after probes, too."""
 
     probes: int = 3  # one for each server
+    probe_pause: float = PROBE_SECONDS
     wheels: dict[int, Iterator[list[str]]] = field(default_factory=dict)
 
     def pipeline(self, number: int) -> list[str]:
@@ -275,7 +276,7 @@ class Fleet:
                         await self._ask(life, client, lines)
                         if not lines[0].startswith("QUERY"):
                             life.acknowledged.append((sent, time.monotonic()))
-                    await asyncio.sleep(PROBE_SECONDS)
+                    await asyncio.sleep(self.crowd.probe_pause)
             self._lost(life, client)
             await asyncio.sleep(LATE)
 

@@ -61,6 +61,7 @@ class Failed(Exception):
 class Story:
     """A cluster of servers, one in each seat, and its clients."""
 
+    takeover_after = TAKEOVER_AFTER
     liveness = LIVENESS
 
     def __init__(
@@ -86,7 +87,11 @@ class Story:
         self._hung: list[Life] = []  # writers whose mount hangs
         self._lingers = 0.0  # seconds for which a fault goes on at most after changes flow again
         self._heal: list[Callable[[], None]] = []
-        crowd = Ratchets(
+        self.fleet = Fleet(self.crowd(seed))
+
+    def crowd(self, seed: int) -> Ratchets:
+        """Who talks to the servers."""
+        return Ratchets(
             random.Random(seed),
             watchers=8,
             neighbourhoods=14,
@@ -94,7 +99,6 @@ class Story:
             owned=5,
             pause=0.04,
         )
-        self.fleet = Fleet(crowd)
 
     # --- its beginning and end --------------------------------------------------------------------
 
@@ -140,7 +144,7 @@ class Story:
             "--cluster",
             "127.0.0.1:0",
             "--takeover-after",
-            str(TAKEOVER_AFTER),
+            str(self.takeover_after),
         )
         options += ("--reads", "strong") if self.strong else ()
         return self._start(self.place.roots[number], number, options)
