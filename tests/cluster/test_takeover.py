@@ -30,6 +30,7 @@ def test_the_clients_of_a_follower_notice_no_more_than_a_delay_when_the_writer_i
         writer.kill()
         load.goes_on()
         assert follower.role == "writer"
+        assert load.longest < TAKEOVER_AFTER / 2, "it waited for a time-out"
     load.compare(follower)
     (taken,) = follower.events("taking over")
     assert taken["own_graph"], "it read the whole store, though it had all of it"
@@ -73,14 +74,12 @@ def test_a_follower_goes_on_from_its_position_with_the_next_writer(cluster: Clus
     load.compare(following)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_writer_that_is_asked_to_end_hands_over(cluster: Cluster, number: int) -> None:
+def test_a_writer_that_is_asked_to_end_hands_over(cluster: Cluster) -> None:
     writer, follower = cluster.start(2)
     with Load(follower) as load, Wire(writer.address) as wire:
         wire.send(b"".join(b"INDEX|own%d|\n" % n for n in range(3000)))
         wire.receive()
-        load.longest = 0
-        writer.send_signal(number)
+        writer.send_signal(signal.SIGTERM)
         replies = wire.receive_until_closed()
         assert writer.wait() == 0
         load.goes_on()
@@ -242,34 +241,3 @@ def test_strong_reads_go_on_after_a_takeover(cluster: Cluster) -> None:
     done.set()
     asking.join()
     assert not failures
-
-
-def test_changes_go_on_within_a_second_of_a_writers_death(cluster: Cluster) -> None:
-    """On a quiet machine; here it is only seen that no time-out has to pass."""
-    writer, follower = cluster.start(2)
-    with Wire(follower.address) as wire:
-        assert wire.ask(b"INDEX|a|") == OK
-        writer.kill()
-        began = time.monotonic()
-        assert wire.ask(b"INDEX|b|") == OK
-        assert time.monotonic() - began < 5
-
-
-def test_a_writer_that_is_replaced_while_it_writes_its_last_files_ends_well(tmp_path: Path) -> None:
-    """Nobody was there to take its place when it was asked to end; all that it answered is in the journal."""
-    with Cluster(tmp_path / "index", takeover_after=0.2) as cluster:
-        (writer,) = cluster.start(1)
-        lines = [b"INDEX|own%d|" % n for n in range(5000)]
-        with Wire(writer.address) as wire:
-            assert wire.ask_all(lines) == [OK] * len(lines)
-        writer.send_signal(signal.SIGTERM)
-        writer.wait_for_role("ended")
-        writer.pause()
-        successor = cluster.add()
-        successor.wait_for_role("writer")
-        writer.go_on()
-        assert writer.wait() == 0
-        with Wire(successor.address) as wire:
-            queries = [line.replace(b"INDEX", b"QUERY") for line in lines]
-            assert wire.ask_all(queries) == [OK] * len(lines)
-        cluster.check()
