@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import socket
 import tarfile
 import time
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ class Lab:
         self.folder = folder
         self.server: Machine
         self.clients: dict[str, Machine] = {}
+        self._ends: list[socket.socket] = []
 
     def __enter__(self) -> Self:
         try:
@@ -84,6 +86,8 @@ class Lab:
         """Switch everything off; harmless once more."""
         for machine in self.machines():
             machine.power_off()
+        for end in self._ends:
+            end.close()
 
     def machines(self) -> Iterator[Machine]:
         """Every machine, the server first."""
@@ -137,15 +141,20 @@ class Lab:
         disk = self.folder / "program"
         program(image, disk)
 
-        def cable(name: str, address: str, near: str, far: str) -> Link:
-            ends = (self.folder / f"{near}-{far}", self.folder / f"{far}-{near}")
-            return Link(name, f"{address}/24", *ends)
+        def cable() -> tuple[socket.socket, socket.socket]:
+            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            for end in ends:
+                end.setblocking(False)
+            self._ends += ends
+            return ends
 
-        links = [cable(name, f"{net}.1", "server", name) for name, net in SERVER_NETS.items()]
+        mounts = {name: cable() for name in SERVER_NETS}
+        peers = dict(zip(PEERS, cable(), strict=True))
+        links = [Link(name, f"{SERVER_NETS[name]}.1/24", end) for name, (end, _) in mounts.items()]
         self.server = Machine("server", image, disk, self.folder, links)
-        for name, other in (("a", "b"), ("b", "a")):
-            to_server = cable("mount", f"{SERVER_NETS[name]}.2", name, "server")
-            to_peer = cable("peer", PEERS[name], name, other)
+        for name, peer in peers.items():
+            to_server = Link("mount", f"{SERVER_NETS[name]}.2/24", mounts[name][1])
+            to_peer = Link("peer", f"{PEERS[name]}/24", peer)
             self.clients[name] = Machine(
                 name, image, disk, self.folder, [to_server, to_peer], [DATA_PORT]
             )

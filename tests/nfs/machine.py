@@ -1,14 +1,15 @@
 """One virtual machine, and what may befall it.
 
-    with Machine("a", image, program, folder, links=[Link("mount", "10.9.1.2/24", near, far)]) as machine:
+    with Machine("a", image, program, folder, links=[Link("mount", "10.9.1.2/24", end)]) as machine:
         machine.wait_until_up()
         machine.run("mount", "-t", "nfs4", …)
         machine.set_link("mount", up=False); machine.freeze(); machine.power_off()
 
 Software emulates it (TCG): where /dev/kvm is there it may still not work. All disks are thrown away with
 it, so power_off() is a power loss. Its first network, which is never cut, leads from here to its ports; the
-others are cables to one other machine each, two Unix sockets that send datagrams to each other: nothing has
-to be there first, and nothing notices when the other end is gone.
+others are cables to one other machine each, two sockets joined for good: nothing has to be there first, and
+nothing notices when the other end is gone. One that reads nothing, for it is frozen or off, takes a few
+packets and then no more (were the sockets not joined, the sender's emulator would try again without end).
 
 Time in a machine stands still while it is frozen: it wakes and does not know.
 """
@@ -51,8 +52,7 @@ class Link:
 
     name: str
     address: str  # "10.9.1.2/24"
-    near: Path  # the socket of this end
-    far: Path
+    end: socket.socket  # of a pair that is joined, for datagrams
 
 
 class Machine:
@@ -99,9 +99,8 @@ class Machine:
         argv += ["-netdev", ",".join(["user", "id=here", "restrict=on", *forwards])]
         argv += ["-device", "virtio-net-pci,netdev=here"]
         for n, link in enumerate(self.links, 1):
-            link.near.unlink(missing_ok=True)
-            cable = f"dgram,id={link.name},local.type=unix,local.path={link.near}"
-            argv += ["-netdev", f"{cable},remote.type=unix,remote.path={link.far}"]
+            cable = f"dgram,id={link.name},local.type=fd,local.str={link.end.fileno()}"
+            argv += ["-netdev", cable]
             # Two machines on a cable must not have one hardware address.
             hardware = f"52:54:00:{sum(self.name.encode()) & 255:02x}:00:{n:02x}"
             argv += ["-device", f"virtio-net-pci,netdev={link.name},mac={hardware}"]
@@ -112,6 +111,7 @@ class Machine:
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / f"{self.name}.qemu").open("wb"),
             start_new_session=True,
+            pass_fds=[link.end.fileno() for link in self.links],
         )
 
     def wait_until_up(self) -> None:
