@@ -14,6 +14,7 @@ Nothing is left behind: a guard, which notices by the end of a pipe that this pr
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -27,6 +28,9 @@ SERVERS, CLIENTS = "servers", "clients"
 
 # Networks for measurements (RFC 2544): no machine's own.
 BETWEEN_SERVERS, TO_CLIENTS = "198.19.0", "198.18.{}"
+
+#: Of the networks of this process: two may be there at a time.
+_numbers = itertools.count()
 
 GUARD = 'all=; while read -r line; do all="$line; $all"; done; eval "$all" 2>/dev/null'
 
@@ -50,9 +54,12 @@ class Network:
 
     def __init__(self, seats: int) -> None:
         self.seats = seats
-        self._tag = str(os.getpid())
-        self._clients = TO_CLIENTS.format(os.getpid() % 250)
-        self._hub, self._switch = f"pkindex-{self._tag}", f"pki{self._tag}"
+        number = next(_numbers)
+        tag = (
+            f"{os.getpid()}{chr(ord('a') + number % 26)}"  # a link's name has 15 characters at most
+        )
+        self._clients = TO_CLIENTS.format((os.getpid() + 97 * number) % 250)
+        self._hub, self._switch = f"pkgindex-{tag}", f"pki{tag}"
 
     def __enter__(self) -> Self:
         self._guard = subprocess.Popen(

@@ -158,7 +158,7 @@ class Story:
         for name in self.place.volume.mounts if self.place.volume else ():
             self.place.volume.wake(name)
         self.fleet.end()
-        self.failures += [f"{one} ({self.what})" for one in self.fleet.failures]
+        self.take_failures()
         for n, life in enumerate(self._all):
             life.server.kill()
             if self.failures:
@@ -203,8 +203,7 @@ class Story:
             self.fail(str(error))
             return
         finally:
-            self.failures += [f"{one} ({self.what})" for one in self.fleet.failures]
-            self.fleet.failures.clear()
+            self.take_failures()
         self.counts["faults"] += 1
         if self.epoch != reigned:
             self.counts["failovers"] += 1
@@ -474,6 +473,12 @@ class Story:
             if any(line.startswith("Traceback") for line in life.server.lines):
                 lines = "\n".join(life.server.lines[-30:])
                 self.fail(f"a traceback in the log of server {life.number}:\n{lines}")
+
+    def take_failures(self) -> None:
+        """Note what has befallen clients, alike ones once."""
+        for what, times in Counter(self.fleet.failures).items():
+            self.fail(f"{what}, {times} times" if times > 1 else what)
+        self.fleet.failures.clear()
 
     def fail(self, what: str) -> None:
         """Note a failure of this act."""
