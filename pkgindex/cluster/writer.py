@@ -176,6 +176,10 @@ class Writer(FileIndex):
         super()._committed()
         self.go_on()
 
+    def _uncongest(self) -> None:
+        super()._uncongest()
+        self.go_on()
+
     # --- the end ----------------------------------------------------------------------------------
 
     def abandon(self, released: Callable[[], None]) -> None:

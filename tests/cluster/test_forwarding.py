@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -247,3 +248,15 @@ def test_a_connection_never_goes_back_in_time(members: dict[str, Member], prefix
             if seen:
                 assert wire.ask(b"QUERY|%b%d|" % (prefix, seen - 1)) == OK
     loading.join()
+
+
+def test_changes_of_followers_go_on_when_a_journal_over_its_limit_was_shortened(
+    tmp_path: Path,
+) -> None:
+    """Also where nobody changes anything through the writer itself."""
+    with Cluster(tmp_path / "index", "--journal-limit", "64k") as cluster:
+        _, follower = cluster.start(2)
+        lines = b"".join(b"INDEX|%b%d|\n" % (b"n" * 230, n) for n in range(310))
+        with Wire(follower.address) as wire:
+            assert wire.exchange_bytes(lines, 310) == OK * 310
+            assert wire.ask(b"REMOVE|%b0|" % (b"n" * 230)) == OK
