@@ -130,12 +130,20 @@ class LabStory(Story):
         super().end()
 
 
+def freeze_follower(story: LabStory) -> float:
+    """For long enough that a writer that waits for it would be replaced."""
+    at = story.freeze(story.followers[0])
+    time.sleep(TAKEOVER_AFTER + 2.0)
+    return at
+
+
 FAULTS_OF_MACHINES: dict[str, Fault] = {
     "writer killed": Fault(lambda s: s.kill(s.writer), 2),
     "writer's machine lost its power": Fault(lambda s: s.lose_power(s.writer), 3),
     "writer's machine frozen": Fault(lambda s: s.freeze(s.writer), 4),
     "writer cut off": Fault(lambda s: s.cut(s.writer, "mount", "peer"), 4),
     "writer cut off from the mount": Fault(lambda s: s.cut(s.writer, "mount"), 3),
+    "follower's machine frozen": Fault(freeze_follower, 2),
     "follower cut off": Fault(lambda s: s.cut(s.followers[0], "mount", "peer"), 1),
     "servers cut off from each other": Fault(lambda s: s.cut(s.followers[0], "peer"), 1),
     "handover": Fault(lambda s: s.leave(s.writer), 1),
@@ -146,6 +154,7 @@ FAULTS_OF_MACHINES: dict[str, Fault] = {
 QUICK = (
     "writer's machine lost its power",
     "writer's machine frozen",
+    "follower's machine frozen",
     "writer cut off",
     "nfsd restarted",
 )
