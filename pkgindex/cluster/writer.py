@@ -9,11 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pkgindex import log
 from pkgindex._core import Batch, Graph
-from pkgindex.index.file import FileIndex
+from pkgindex.errors import StoreFailed
+from pkgindex.index.file import SHARING_TURNS, FileIndex
 from pkgindex.store.origins import Origins, Recorded, Resumed, letters_of
 
 __all__ = ["Durable", "Run", "Writer"]
+
+logger = log.get_logger()
 
 ROOM = 1 << 30  # of a run: its origin bounds what is unanswered
 
@@ -172,9 +176,28 @@ class Writer(FileIndex):
         lines, count, first = self._sealed
         self.durable(Durable(ticket, first, count, bytes(lines), results))
 
+    def _commit(self, before: int = 0, turns: int = SHARING_TURNS) -> None:
+        self._or_end(super()._commit, before, turns)
+
     def _committed(self) -> None:
-        super()._committed()
+        self._or_end(super()._committed)
         self.go_on()
+
+    def _or_end(self, step: Callable[..., None], *args: int) -> None:
+        """What goes wrong in between a commit and its answers must not leave them waiting for ever."""
+        try:
+            step(*args)
+        except Exception as error:
+            logger.exception("commit failed by a mistake of pkgindex")
+            self._commit_failed = True
+            if self._quiet:
+                self._quiet.set()
+            self._tell_failed(
+                StoreFailed(
+                    f"{self._mount.root}: a commit was not told ({error!r}), by a mistake of pkgindex: report "
+                    "it, with the log; what was acknowledged is safe, start again"
+                )
+            )
 
     def _uncongest(self) -> None:
         super()._uncongest()

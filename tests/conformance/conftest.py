@@ -15,11 +15,8 @@ from tests.servers import STORES, Address, Server, Wire, parse_address
 Connect = Callable[[], Wire]
 
 
-#: Followers of a cluster, by the options that make them differ.
-FOLLOWERS: dict[str, tuple[str, ...]] = {
-    "follower": (),
-    "strong-follower": ("--reads", "strong"),
-}
+#: A follower of a cluster, which hands on all that one with local reads does, and its reads besides.
+FOLLOWERS: dict[str, tuple[str, ...]] = {"strong-follower": ("--reads", "strong")}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
