@@ -192,16 +192,13 @@ class Writer(FileIndex):
             self._commit_failed = True
             if self._quiet:
                 self._quiet.set()
+            self._behind.stop(0.0)
             self._tell_failed(
                 StoreFailed(
-                    f"{self._mount.root}: a commit was not told ({error!r}), by a mistake of pkgindex: report "
-                    "it, with the log; what was acknowledged is safe, start again"
+                    f"{self._mount.root}: a commit was not told ({error!r}), by a mistake of pkgindex: "
+                    "report it, with the log; what was acknowledged is safe, start again"
                 )
             )
-
-    def _uncongest(self) -> None:
-        super()._uncongest()
-        self.go_on()
 
     # --- the end ----------------------------------------------------------------------------------
 
