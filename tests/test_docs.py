@@ -336,7 +336,9 @@ def test_every_event_of_the_log_is_explained_and_no_other() -> None:
         if source.name == "log.py":
             continue
         logged.update(
-            re.findall(r'logger\.(?:debug|info|warning|error|exception)\(\s*"([^"]+)"', source.read_text())
+            re.findall(
+                r'logger\.(?:debug|info|warning|error|exception)\(\s*"([^"]+)"', source.read_text()
+            )
         )
     assert explained == logged
 
