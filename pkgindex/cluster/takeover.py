@@ -63,6 +63,10 @@ BEATS = 5  # in takeover_after: several may be late, on a busy mount, before any
 #: Looks in a row that find a lock free: a claimant makes its directory a moment before it locks.
 FREE_LOOKS = 2
 
+#: Of takeover_after, before a member without a writer sends its clients away. One that may replace a writer
+#: whom nobody reaches finds that out after takeover_after, and its clients are to see a delay, no more.
+PATIENCE = 1.5
+
 #: Seconds before a claim (C8); the longest has to fit into "takeover_after and two seconds".
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 1.0
 
@@ -376,7 +380,7 @@ class Takeover:
             self._well_at = (
                 self._looked_at
             )  # there is nowhere better to be, while the mount answers
-        is_cut_off = self._is_cut_off()
+        is_cut_off = self._is_cut_off(self._after)
         self._is_vacant = leader is None or (is_cut_off and self._outreaches(leader.member))
         if not self._is_vacant:
             self._claim_at = math.inf
@@ -419,7 +423,7 @@ class Takeover:
         else:
             is_claimant = self._is_vacant or self.role is Role.CLAIMING
             may_claim = is_claimant and self._now - self._looked_at < self._after
-            helps = self.is_open and (may_claim or not self._is_cut_off())
+            helps = self.is_open and (may_claim or not self._is_cut_off(PATIENCE * self._after))
         if helps != self.is_open:
             self.is_open = helps
             self._out.append(OpenClients() if helps else CloseClients())
@@ -480,9 +484,9 @@ class Takeover:
         """F1: what a deposed writer has in its core may never have become durable: a fresh snapshot."""
         self.position = None
 
-    def _is_cut_off(self) -> bool:
-        """Whether another serves, or may, and this member could not get to it for takeover_after."""
-        return self._now - self._well_at >= self._after
+    def _is_cut_off(self, seconds: float) -> bool:
+        """Whether another serves, or may, and this member could not get to it for so long."""
+        return self._now - self._well_at >= seconds
 
     def _outreaches(self, writer: str) -> bool:
         """F5: whether more of the others reach this member than reach the writer."""

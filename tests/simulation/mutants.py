@@ -124,7 +124,7 @@ class KeepsClients(Takeover):
 class KeepsClientsCutOff(Takeover):
     """A follower that cannot get to the writer keeps its clients."""
 
-    def _is_cut_off(self) -> bool:
+    def _is_cut_off(self, seconds: float) -> bool:
         return False
 
 

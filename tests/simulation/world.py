@@ -423,7 +423,7 @@ class World:
             is_joined = machine.role is Role.WRITER or machine.streams
             if self.is_cut(member, writer):
                 self._check_reach(member, writer)
-                if machine.is_open and self.now - member.turned_at > 1.2 * AFTER:
+                if machine.is_open and self.now - member.turned_at > 1.7 * AFTER:
                     raise Violation(
                         f"I6: clients wait at {member.name}, cut off from {writer.name}"
                     )
