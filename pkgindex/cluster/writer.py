@@ -183,6 +183,10 @@ class Writer(FileIndex):
         self._or_end(super()._committed)
         self.go_on()
 
+    def _uncongest(self) -> None:
+        super()._uncongest()
+        self.go_on()
+
     def _or_end(self, step: Callable[..., None], *args: int) -> None:
         """What goes wrong in between a commit and its answers must not leave them waiting for ever."""
         try:
