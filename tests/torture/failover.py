@@ -37,6 +37,7 @@ MUTANT_FAULTS = 16  # within which a wrong server must have been found out
 FAILURES = 4  # after which a campaign has nothing more to say
 
 SILENT = TAKEOVER_AFTER + 2.0
+ENOUGH = 5  # faults of a kind, for their median to be held to what is promised
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,8 @@ def report(run: Run, what: str, seconds: list[float], within: float | None) -> N
     median, longest = statistics.median(seconds), max(seconds)
     run.counts[f"ms without changes, median ({what})"] = round(median * 1000)
     run.counts[f"ms without changes, longest ({what})"] = round(longest * 1000)
-    if within is not None and median > within:
+    # The reduced form has one or two of a kind, beside other campaigns: these prove nothing.
+    if within is not None and median > within and len(seconds) >= ENOUGH:
         run.fail(
             f"{what}: no changes for {median:.2f} s (the median), and {within:.1f} s is promised"
         )
