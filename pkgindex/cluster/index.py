@@ -21,7 +21,7 @@ from pkgindex.cluster.node import Node
 from pkgindex.cluster.pending import Chunk, Pending
 from pkgindex.cluster.port import Port
 from pkgindex.cluster.trust import secret_of
-from pkgindex.cluster.writer import Durable, Run, Writer
+from pkgindex.cluster.writer import Durable, Run, Writer, replies_in
 from pkgindex.config import Settings
 from pkgindex.errors import ConfigError, PkgindexError, StoreUnreachable
 from pkgindex.index.base import Answers, Index, Piece, Progress
@@ -43,7 +43,6 @@ class ClusterIndex(Index):
 
     def __init__(self, node: Node, settings: Settings) -> None:
         self._node = node
-        self._settings = settings
         self._strong = settings.reads == "strong"
         self.pending = Pending()
         self._graph: Graph | None = None
@@ -126,7 +125,7 @@ class ClusterIndex(Index):
         # what its client sends behind it.
         may_read = self._strong and self._graph is not None and not batch.waits
         is_read = batch.read_only or (may_read and _is_read(batch))
-        answers: Answers = b""
+        replies = b""
         if (
             writer is None
             or self._graph is None
@@ -137,30 +136,22 @@ class ClusterIndex(Index):
         ):
             count = batch.take(room)
         else:
-            answers = self._graph.apply(batch, True)
-            replies = answers if isinstance(answers, bytes) else b"".join(p[1] for p in answers)
+            replies = replies_in(self._graph.apply(batch, True))
             count = replies.count(b"\n")
         if not count:
             return before or b""
         lines = bytes(memoryview(batch.buffer)[start : batch.start])
         chunk = pending.add(lines, count, reads=is_read)
-        if answers and writer is not None:
+        if replies and writer is not None:
             pending.handed()
-            self._evaluated(chunk, replies, writer)
+            if chunk.first:
+                writer.ran(self._node.id, chunk.first, replies)
+            chunk.answer, chunk.rests = replies, writer.rest()
         elif not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
         before.append((chunk.ticket, chunk.box, batch.changes))
         return before
-
-    def _evaluated(self, chunk: Chunk, replies: bytes, writer: Writer) -> None:
-        """The graph of this writer has answered a chunk, or a part of it."""
-        if chunk.first:
-            writer.ran(self._node.id, chunk.first + chunk.answer.count(b"\n"), replies)
-        chunk.answer += replies
-        graph = writer.graph
-        # Reads too rest on the open commit: its proof says that this is still the writer (F4).
-        chunk.rests = graph.ticket if graph.asked else graph.ask()
 
     def _flush(self) -> None:
         """Hand over what is fresh, to whoever writes."""
@@ -177,10 +168,9 @@ class ClusterIndex(Index):
     def _run(self, chunk: Chunk, writer: Writer) -> None:
         """Have the writer evaluate a chunk, or what another has not answered of it."""
         if not chunk.first:
-            self._read(chunk, writer)
+            chunk.answer, chunk.rests = self._read(chunk, writer.graph), writer.rest()
             return
         done = len(chunk.letters)
-        lines = chunk.lines.split(b"\n", done)[-1] if done else chunk.lines
         parts: list[bytes] = []
 
         def told(replies: bytes, ticket: int) -> None:
@@ -191,17 +181,13 @@ class ClusterIndex(Index):
                 self._runs -= 1
 
         self._runs += 1
-        writer.run(Run(self._node.id, chunk.first + done, bytearray(lines), told=told))
+        writer.run(Run(self._node.id, chunk.first + done, bytearray(chunk.after(done)), told=told))
 
-    def _read(self, chunk: Chunk, writer: Writer) -> None:
-        chunk.answer = self._evaluate_read(chunk, writer.graph)
-        chunk.rests = writer.graph.ask()
-
-    def _evaluate_read(self, chunk: Chunk, graph: Graph) -> bytes:
+    def _read(self, chunk: Chunk, graph: Graph) -> bytes:
+        """The replies to a chunk of reads."""
         batch = self._batch
         batch.load(bytearray(chunk.lines), 0, len(chunk.lines), 0, True)
-        answers = graph.apply(batch, True)
-        return answers if isinstance(answers, bytes) else b"".join(piece[1] for piece in answers)
+        return replies_in(graph.apply(batch, True))
 
     # --- what becomes of answers ------------------------------------------------------------------
 
@@ -221,13 +207,17 @@ class ClusterIndex(Index):
 
     def checked(self, number: int) -> None:
         """See Ears: the reads of this number may be evaluated, as soon as there is a graph."""
-        due = [c for c in self.pending.reads() if c.rests and c.rests <= number]
-        if self._graph is None:
-            self._ready_reads = due
+        self._ready_reads = [c for c in self.pending.reads() if c.rests and c.rests <= number]
+        self._answer_reads()
+
+    def _answer_reads(self) -> None:
+        if self._graph is None or not self._ready_reads:
             return
+        due, self._ready_reads = self._ready_reads, []
         for chunk in due:
-            chunk.box += self._evaluate_read(chunk, self._graph)
-            chunk.is_done = True
+            if not chunk.is_done:
+                chunk.box += self._read(chunk, self._graph)
+                chunk.is_done = True
         self.gives_out()
 
     def _durable(self, commit: Durable) -> None:
@@ -263,13 +253,7 @@ class ClusterIndex(Index):
             graph.defers_all = self._strong
             self.apply = graph.apply  # type: ignore[method-assign]
         self.clients.applies(self.apply)
-        if graph is not None and self._ready_reads:
-            due, self._ready_reads = self._ready_reads, []
-            for chunk in due:
-                if not chunk.is_done:
-                    chunk.box += self._evaluate_read(chunk, graph)
-                    chunk.is_done = True
-            self.gives_out()
+        self._answer_reads()
 
     def follows(self, follower: Follower | None) -> None:
         """See Parts."""

@@ -11,7 +11,7 @@ The answers are given out strictly in the order of the chunks, so tickets grow a
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from pkgindex.cluster.frames import Forward
 from pkgindex.store.origins import WINDOW, replies_of
@@ -59,6 +59,10 @@ class Chunk:
         """Counter of its last message."""
         return self.first + self.count - 1
 
+    def after(self, messages: int) -> bytes:
+        """Its lines without so many of the first."""
+        return self.lines.split(b"\n", messages)[-1]
+
 
 class Pending:
     """Of one server, for all its life."""
@@ -104,8 +108,7 @@ class Pending:
         for chunk in self._unanswered:
             if chunk.last > mark:
                 skipped = max(0, mark + 1 - chunk.first)
-                lines = chunk.lines.split(b"\n", skipped)[-1] if skipped else chunk.lines
-                yield Forward(chunk.first + skipped, chunk.count - skipped, lines)
+                yield Forward(chunk.first + skipped, chunk.count - skipped, chunk.after(skipped))
 
     def answer(self, first: int, letters: str) -> None:
         """The writer has answered messages from the counter `first` on. What is known is passed over.
@@ -174,17 +177,9 @@ class Pending:
 
     def give_out(self) -> bool:
         """Let `settled` go on over all that is done; whether it did."""
-        sent = self.sent
-        before = self.settled
-        while sent and sent[0].is_done:
-            self._done(sent.popleft())
-        return self.settled != before
+        return self.settle(0)
 
     def _done(self, chunk: Chunk) -> None:
         self.settled = chunk.ticket
         self.messages -= chunk.count
         self.bytes -= len(chunk.lines)
-
-    def unanswered(self) -> Iterable[Chunk]:
-        """The counted chunks that were sent and are not wholly answered."""
-        return tuple(self._unanswered)

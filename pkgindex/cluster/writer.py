@@ -12,14 +12,20 @@ from dataclasses import dataclass
 from pkgindex import log
 from pkgindex._core import Batch, Graph
 from pkgindex.errors import StoreFailed
+from pkgindex.index.base import Answers
 from pkgindex.index.file import SHARING_TURNS, FileIndex
 from pkgindex.store.origins import Origins, Recorded, Resumed, letters_of
 
-__all__ = ["Durable", "Run", "Writer"]
+__all__ = ["Durable", "Run", "Writer", "replies_in"]
 
 logger = log.get_logger()
 
 ROOM = 1 << 30  # of a run: its origin bounds what is unanswered
+
+
+def replies_in(answers: Answers) -> bytes:
+    """All replies of an answer, whatever each piece of it rests on."""
+    return answers if isinstance(answers, bytes) else b"".join(piece[1] for piece in answers)
 
 
 @dataclass(slots=True)
@@ -92,6 +98,10 @@ class Writer(FileIndex):
         else:
             self._open[origin] = first, [replies]
 
+    def rest(self) -> int:
+        """The open commit's ticket. Reads too rest on it: its proof says that this still writes (F4)."""
+        return self._graph.ticket if self._graph.asked else self._graph.ask()
+
     def run(self, run: Run) -> None:
         """Evaluate messages, in the order of these calls, now or as soon as changes are taken."""
         self.runs.append(run)
@@ -109,11 +119,9 @@ class Writer(FileIndex):
         while self.runs and not (self.holds or self.congested or graph.full or self._commit_failed):
             run = self.runs[0]
             batch.load(run.lines, run.start, len(run.lines), ROOM)
-            answers = graph.apply(batch, True)
-            replies = answers if isinstance(answers, bytes) else b"".join(p[1] for p in answers)
+            replies = replies_in(graph.apply(batch, True))
             if replies:
-                # All rests on the open commit, reads too: its proof says that this was still the writer.
-                ticket = graph.ticket if graph.asked else graph.ask()
+                ticket = self.rest()
                 self.ran(run.origin, run.first, replies)
                 run.first += replies.count(b"\n")
                 if run.told:
