@@ -36,6 +36,7 @@ __all__ = [
     "parse_listener",
     "reference",
     "show",
+    "show_address",
 ]
 
 PREFIX = "PKGINDEX_"
@@ -161,6 +162,11 @@ def parse_address(text: object) -> tuple[str, int] | Path:
         if match and int(match[3]) < 65536:
             return match[1] or match[2], int(match[3])
     raise ValueError("is not an address: HOST:PORT, [IPV6]:PORT, :PORT or unix:PATH")
+
+
+def show_address(host: str, port: int) -> str:
+    """HOST:PORT as parse_address() takes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

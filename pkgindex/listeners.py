@@ -19,7 +19,7 @@ from functools import partial
 from typing import cast
 
 from pkgindex import log
-from pkgindex.config import Listener, Settings, parse_address
+from pkgindex.config import Listener, Settings, parse_address, show_address
 from pkgindex.errors import ConfigError, ListenError
 from pkgindex.protocol import Connection
 
@@ -50,8 +50,7 @@ class Bound:
         """The address as a client would write it, its port the real one."""
         if self.path:
             return f"unix:{self.path}"
-        host, port = self.socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return show_address(*self.socket.getsockname()[:2])
 
 
 def bind_all(settings: Settings) -> list[Bound]:

@@ -13,7 +13,7 @@ from functools import partial
 from pkgindex.cluster.frames import Message
 from pkgindex.cluster.stream import Stream
 from pkgindex.cluster.trust import Dials, Listens
-from pkgindex.config import parse_address
+from pkgindex.config import parse_address, show_address
 from pkgindex.errors import ConfigError, ListenError
 
 __all__ = ["Port", "bind"]
@@ -121,5 +121,4 @@ def bind(address: str) -> tuple[socket.socket, str]:
         raise ListenError(
             f"cluster: {address}: cannot listen for other servers: {error.strerror}"
         ) from None
-    port = listener.getsockname()[1]
-    return listener, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return listener, show_address(host, listener.getsockname()[1])

@@ -14,6 +14,7 @@ from typing import cast
 from pkgindex import log
 from pkgindex.cluster.frames import LARGE, SMALL, FrameError, Message, Reader, Refused, encode
 from pkgindex.cluster.trust import HANDSHAKE_SECONDS, Dials, Listens, NotTrusted
+from pkgindex.config import show_address
 
 __all__ = ["Stream"]
 
@@ -48,8 +49,7 @@ class Stream(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self._loop_time = loop.time
         self.heard_at = loop.time()
-        host, port = (transport.get_extra_info("peername") or ("?", 0))[:2]
-        self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.peer = show_address(*(transport.get_extra_info("peername") or ("?", 0))[:2])
         self.is_open = True
         self._timer = loop.call_later(HANDSHAKE_SECONDS, self._too_late)
         if isinstance(self._handshake, Dials):
