@@ -176,7 +176,7 @@ class Takeover:
         known), and the members' files."""
         self._age(now)
         self._looking = False
-        if self._late_look:  # it began before all was overturned
+        if self._late_look:  # it began before a pause, or before all was overturned
             self._late_look = False
             return self._decide()
         self._saw_at, self._looked_at = self._asked_at, self._now
@@ -185,10 +185,13 @@ class Takeover:
         for epoch, held in locks.items():
             reign = self._reign_of(epoch)
             reign.free_looks = 0 if held else reign.free_looks + 1
+        there = set()
         for sight in sights:
             if sight.member != self.member:
+                there.add(sight.member)
                 self._saw(sight)
-        self._forget()
+        self._forget_gone(there)
+        self._forget_fenced()
         return self._decide()
 
     def told(self, now: float, epoch: int) -> list[Action]:
@@ -503,8 +506,9 @@ class Takeover:
         return self._now - self._well_at >= self._after
 
     def _has_looked_since(self, due: float) -> bool:
-        """C8: whether a look that began after the back-off has found the place still vacant."""
-        return self._saw_at >= due
+        """C8: whether a look that began after the back-off has found the place still vacant. What one
+        brings that has hung for long was true once."""
+        return self._saw_at >= due and self._looked_at - self._saw_at < self._after
 
     def _backoff(self) -> float:
         """C8: seconds before the next claim: random, and growing with each in vain."""
@@ -521,6 +525,8 @@ class Takeover:
         passed = now - self._told_at
         self._now += min(self._step, passed)
         self._told_at = now
+        if passed > 2 * self._step:  # timers are late by less
+            self._late_look = self._looking
 
     def _taken(self) -> list[Action]:
         out, self._out = self._out, []
@@ -579,7 +585,7 @@ class Takeover:
         self.highest = epoch
         if 0 < self.epoch < epoch:
             self._step_down()
-        self._forget()
+        self._forget_fenced()
 
     def _reign_of(self, epoch: int) -> _Reign:
         if epoch not in self._reigns:
@@ -597,11 +603,14 @@ class Takeover:
             if sight.serves:
                 self._served(sight.epoch)
 
-    def _forget(self) -> None:
-        """Let go of the reigns that are fenced, and of the members that have long been silent."""
+    def _forget_fenced(self) -> None:
         for epoch in [epoch for epoch in self._reigns if epoch < self.highest]:
             del self._reigns[epoch]
-        for name in [n for n, m in self._members.items() if self._silence(m) > 10 * self._after]:
+
+    def _forget_gone(self, there: set[str]) -> None:
+        """Let go of the members whose files are gone. As long as a file is there, that it is silent is
+        remembered: it would count as a newcomer's, and so as alive, once more."""
+        for name in self._members.keys() - there:
             del self._members[name]
 
     def _leave_stream(self) -> None:

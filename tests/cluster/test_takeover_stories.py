@@ -10,6 +10,7 @@ from pkgindex.cluster.actions import (
     Claim,
     CloseClients,
     End,
+    Look,
     Offer,
     OpenClients,
     Position,
@@ -142,5 +143,35 @@ def test_a_claim_that_takes_long_on_a_mount_that_answers_closes_no_client():
     assert CloseClients() not in asked
 
 
+def test_no_claim_rests_on_a_look_that_a_pause_has_made_old():
+    """Before it slept the place was vacant; meanwhile another may have taken it."""
+    story = Story()
+    story.happens("tick")
+    story.now += LOOK_SECONDS / 10
+    assert Look() in story.happens("looked", {}, [])
+    assert story.machine.role is Role.FOLLOWER
+    story.now += 10 * AFTER
+    asked = story.happens("looked", {}, [])
+    assert Claim() not in asked
+    assert Look() in asked
+    assert Claim() in story.happens("looked", {}, [])
+
+
 def test_a_claimant_whose_mount_hangs_closes_its_clients():
     assert CloseClients() in claimant().passes(2 * AFTER)
+
+
+def test_the_file_of_a_dead_member_never_counts_as_a_newcomers():
+    """Whoever it said it reaches: it has no voice in who is to write."""
+    story = Story()
+    story.happens("tick")
+    asked: list[Action] = []
+    for beat in range(300):
+        dead = Sight("dead", 0, serves=False, beat=1, reaches=frozenset({"me"}))
+        writer = Sight("writer", 1, serves=True, beat=beat, reaches=frozenset())
+        asked += story.happens("looked", {1: True}, [dead, writer])
+        story.happens("lost", "writer")
+        if story.now == 100.0:
+            story.now += 2 * AFTER  # until it is known for dead
+        asked += story.passes(AFTER / 20)
+    assert Claim() not in asked

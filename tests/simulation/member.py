@@ -304,6 +304,7 @@ class Member:
     def step_down(self, action: act.StepDown) -> None:
         self._unlock(action.epoch)
         self.directory = None
+        self.turned_at = self.world.now
         for stream in list(self.streams):
             self.world.break_off(stream)
         self.streams.clear()

@@ -306,6 +306,7 @@ class World:
         lasts = rng.choice((0.1, 0.5, 1.5, 4.0)) * (0.5 + rng.random())
         if victim is None:
             self.join()
+            self.disturb()
             return
         if victim.machine.role is Role.WRITER:
             self.run_into_commit(victim)
@@ -476,6 +477,7 @@ class World:
                 self.join()
                 self.disturb()
             elif not in_full and self._all_serve():
+                self.is_quiet = False
                 return
         self.peace()
 
