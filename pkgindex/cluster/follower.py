@@ -8,13 +8,15 @@ Guarantee: an answer of the writer is given out once the changes it rests on are
 both come in one order.
 """
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from pkgindex import log
 from pkgindex._core import Graph
 from pkgindex.cluster import frames
 from pkgindex.cluster.feed import Backlog
-from pkgindex.cluster.pending import CONFIRM_EVERY, Pending
+from pkgindex.cluster.pending import CONFIRM_EVERY, Chunk, Pending
 from pkgindex.cluster.stream import Stream
 
 __all__ = ["Follower"]
@@ -45,8 +47,8 @@ class Ears(Protocol):
     def answered(self) -> None:
         """There are answers to be given out."""
 
-    def checked(self, number: int) -> None:
-        """The writer has proved itself for the reads of this number and before."""
+    def checked(self, reads: Iterable[Chunk]) -> None:
+        """The writer has proved itself for these reads."""
 
     def offered(self, follower: "Follower", epoch: int) -> None:
         """The writer offers its place."""
@@ -82,6 +84,7 @@ class Follower:
         self._ears = ears
         self._confirmed = pending.answered
         self._check = 0
+        self._checks: deque[tuple[int, list[Chunk]]] = deque()  # asked for, with their reads
         stream.heard = self._heard
 
     # --- what the writer says ---------------------------------------------------------------------
@@ -103,7 +106,7 @@ class Follower:
                 self._ears.answered()
                 self.confirm(CONFIRM_EVERY)
             case frames.Checked() if self.is_live:
-                self._ears.checked(message.number)
+                self._checked(message.number)
             case frames.Ping():
                 self.settled = max(self.settled, message.change)
                 self.confirm(1)
@@ -134,8 +137,7 @@ class Follower:
             self.change = welcome.change
         lost = self._pending.forsake() if welcome.lost else []
         self.stream.send(*self._pending.forwards(welcome.mark))
-        if any(True for _ in self._pending.reads()):
-            self._ask()
+        self._ask(list(self._pending.reads()))
         self._ears.resumed(self, lost)
         if not welcome.fresh:
             self.stream.send(frames.Current())
@@ -173,12 +175,12 @@ class Follower:
         pending = self._pending
         gathered: list[bytes] = []
         first = count = size = 0
-        reads = False
+        reads: list[Chunk] = []
         said: list[frames.Message] = []
         while pending.fresh:
             chunk = pending.handed()
             if not chunk.first:
-                reads = True
+                reads.append(chunk)
                 continue
             if gathered and size + len(chunk.lines) > FORWARD_BYTES:
                 said.append(frames.Forward(first, count, b"".join(gathered)))
@@ -191,16 +193,18 @@ class Follower:
         if gathered:
             said.append(frames.Forward(first, count, b"".join(gathered)))
         self.stream.send(*said)
-        if reads:
-            self._ask()
+        self._ask(reads)
 
-    def _ask(self) -> None:
-        """Let the writer prove itself for the reads that have been handed over by now."""
-        self._check += 1
-        for chunk in self._pending.reads():
-            if not chunk.rests:
-                chunk.rests = self._check
-        self.stream.send(frames.Check(self._check))
+    def _ask(self, reads: list[Chunk]) -> None:
+        """Let the writer prove itself for these reads."""
+        if reads:
+            self._check += 1
+            self._checks.append((self._check, reads))
+            self.stream.send(frames.Check(self._check))
+
+    def _checked(self, number: int) -> None:
+        while self._checks and self._checks[0][0] <= number:
+            self._ears.checked(self._checks.popleft()[1])
 
     def confirm(self, least: int) -> None:
         """Tell the writer which results need not be kept, if they are so many."""

@@ -8,7 +8,7 @@ an older state than before.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Self
 
@@ -53,7 +53,7 @@ class ClusterIndex(Index):
         self._flushing = False
         self._runs = 0  # chunks that the writer here has not evaluated to their end
         self._open = asyncio.Event()
-        self._ready_reads: list[Chunk] = []
+        self._proven_reads: list[Chunk] = []  # that wait for a graph
         self.apply = self._take_all  # type: ignore[method-assign]
 
     # --- opening ----------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class ClusterIndex(Index):
     def _run(self, chunk: Chunk, writer: Writer) -> None:
         """Have the writer evaluate a chunk, or what another has not answered of it."""
         if not chunk.first:
-            chunk.answer, chunk.rests = self._read(chunk, writer.graph), writer.rest()
+            chunk.answer, chunk.rests = self._read(chunk.lines, writer.graph), writer.rest()
             return
         done = len(chunk.letters)
         parts: list[bytes] = []
@@ -183,10 +183,10 @@ class ClusterIndex(Index):
         self._runs += 1
         writer.run(Run(self._node.id, chunk.first + done, bytearray(chunk.after(done)), told=told))
 
-    def _read(self, chunk: Chunk, graph: Graph) -> bytes:
-        """The replies to a chunk of reads."""
+    def _read(self, lines: bytes, graph: Graph) -> bytes:
+        """The replies to messages that change nothing."""
         batch = self._batch
-        batch.load(bytearray(chunk.lines), 0, len(chunk.lines), 0, True)
+        batch.load(bytearray(lines), 0, len(lines), 0, True)
         return replies_in(graph.apply(batch, True))
 
     # --- what becomes of answers ------------------------------------------------------------------
@@ -205,19 +205,22 @@ class ClusterIndex(Index):
         writer = self._writer
         self.congested = self.pending.room <= 0 or (writer is not None and writer.congested)
 
-    def checked(self, number: int) -> None:
-        """See Ears: the reads of this number may be evaluated, as soon as there is a graph."""
-        self._ready_reads = [c for c in self.pending.reads() if c.rests and c.rests <= number]
+    def checked(self, reads: Iterable[Chunk]) -> None:
+        """See Ears: these may be evaluated, as soon as there is a graph."""
+        self._proven_reads += reads
         self._answer_reads()
 
     def _answer_reads(self) -> None:
-        if self._graph is None or not self._ready_reads:
+        if self._graph is None or not self._proven_reads:
             return
-        due, self._ready_reads = self._ready_reads, []
+        due, self._proven_reads = self._proven_reads, []
+        replies = self._read(b"".join([chunk.lines for chunk in due]), self._graph)
+        each = replies.splitlines(keepends=True)
+        at = 0
         for chunk in due:
-            if not chunk.is_done:
-                chunk.box += self._read(chunk, self._graph)
-                chunk.is_done = True
+            chunk.box += each[at] if chunk.count == 1 else b"".join(each[at : at + chunk.count])
+            chunk.is_done = True
+            at += chunk.count
         self.gives_out()
 
     def _durable(self, commit: Durable) -> None:
@@ -258,7 +261,7 @@ class ClusterIndex(Index):
     def follows(self, follower: Follower | None) -> None:
         """See Parts."""
         self._follower = follower
-        self._ready_reads = []
+        self._proven_reads = []
         self._flush()
 
     def writes(self, writer: Writer, feed: Feed) -> None:
@@ -342,7 +345,8 @@ class ClusterIndex(Index):
 def _is_read(batch: Batch) -> bool:
     """Whether all that is left of a batch changes nothing, whoever sent it."""
     buffer, start, stop = batch.buffer, batch.start, batch.stop
-    return not any(
-        buffer.startswith(word, start, stop) or buffer.find(b"\n" + word, start, stop) >= 0
-        for word in (b"INDEX|", b"REMOVE|")
+    return not (
+        buffer.startswith((b"INDEX|", b"REMOVE|"), start, stop)
+        or buffer.find(b"\nINDEX|", start, stop) >= 0
+        or buffer.find(b"\nREMOVE|", start, stop) >= 0
     )

@@ -15,7 +15,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from pkgindex.cluster.follower import Follower
 from pkgindex.cluster.members import Member
 from pkgindex.cluster.members import Role as Shown
 from pkgindex.cluster.parts import Parts
+from pkgindex.cluster.pending import Chunk
 from pkgindex.cluster.port import Port
 from pkgindex.cluster.stream import Stream
 from pkgindex.cluster.takeover import BEATS, Role, Sight, Takeover
@@ -505,9 +506,9 @@ class Node:
         """See Ears."""
         self._parts.gives_out()
 
-    def checked(self, number: int) -> None:
+    def checked(self, reads: Iterable[Chunk]) -> None:
         """See Ears."""
-        self._parts.checked(number)
+        self._parts.checked(reads)
 
     def offered(self, follower: Follower, epoch: int) -> None:
         """See Ears."""

@@ -1,11 +1,12 @@
 """What a node may ask of the index that clients see, whatever that is made of."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from pkgindex._core import Graph
 from pkgindex.cluster.feed import Feed
 from pkgindex.cluster.follower import Follower
-from pkgindex.cluster.pending import Pending
+from pkgindex.cluster.pending import Chunk, Pending
 from pkgindex.cluster.writer import Writer
 from pkgindex.errors import PkgindexError
 
@@ -32,8 +33,8 @@ class Parts(Protocol):
     def gives_out(self) -> None:
         """Pending has answers that may be given out."""
 
-    def checked(self, number: int) -> None:
-        """The reads of this number and before may be evaluated, as soon as there is a graph."""
+    def checked(self, reads: Iterable[Chunk]) -> None:
+        """These may be evaluated, as soon as there is a graph: the writer has proved itself."""
 
     def forsakes(self, tickets: list[int]) -> None:
         """Close the clients that wait for these: nobody knows what became of them."""
