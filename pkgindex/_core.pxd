@@ -10,11 +10,12 @@ cdef class Batch:
     cdef public long room
     cdef public long changes
     cdef public uint64_t ticket
-    cdef public bint read_only, waits
+    cdef public bint read_only
+    cdef public uint64_t waits
     cdef readonly size_t max_line
 
     cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room, bint read_only=*,
-               bint waits=*)
+               uint64_t waits=*)
 
 
 cdef class Standing:

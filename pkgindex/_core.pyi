@@ -14,7 +14,7 @@ class Batch:
     changes: int
     ticket: int
     read_only: bool
-    waits: bool
+    waits: int
     @property
     def max_line(self) -> int: ...
     def __init__(self, max_line: int = ...) -> None: ...
@@ -25,7 +25,7 @@ class Batch:
         stop: int,
         room: int,
         read_only: bool = ...,
-        waits: bool = ...,
+        waits: int = ...,
     ) -> None: ...
     def take(self, most: int) -> int: ...
     def __iter__(self) -> Iterator[tuple[str, str, tuple[str, ...]] | Literal[False] | None]: ...

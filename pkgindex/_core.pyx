@@ -79,8 +79,8 @@ cdef class Batch:
     answers rest if they are one piece, 0 if they may be sent now.
 
     With `read_only` the connection may change nothing: its INDEX and REMOVE are answered FAIL if they
-    are well-formed, need no room and are not counted. `waits` says that the connection has been given
-    answers that are not settled yet.
+    are well-formed, need no room and are not counted. `waits` is the last ticket that the connection waits
+    for, 0 if it has been given no answers that are not settled yet.
 
     Iterating gives each message as (command, package, dependencies), None for a malformed one, and
     False for one that may change nothing: for an Index that does not stand on Graph. It reads by the
@@ -91,7 +91,7 @@ cdef class Batch:
         self.buffer = bytearray()
 
     cpdef load(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop, long room,
-               bint read_only=False, bint waits=False):
+               bint read_only=False, uint64_t waits=0):
         """Point the batch at `buffer[start:stop]`. Raises ValueError if that does not end in a newline."""
         if buffer is None:
             raise TypeError("a batch needs a buffer")

@@ -40,13 +40,14 @@ cdef class Connection:
     cdef Py_ssize_t _filled, _lines
     cdef object _state
     cdef object _replies, _behind
-    cdef uint64_t _ticket
+    cdef uint64_t _ticket, _newest
     cdef long _changes
     cdef Py_ssize_t _held
     cdef long _unanswered
     cdef bint _error_due, _blocked, _yielding, _paused
     cdef public double seen
 
+    @cython.locals(waits=cython.ulonglong)
     cdef Py_ssize_t _process(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop) except -1
     cdef _answer(self, uint64_t ticket, replies, long changes)
     cdef _next(self, uint64_t settled)

@@ -183,6 +183,7 @@ class Connection:
         self._state = LINES
         self._replies: bytes | bytearray | None = None  # the first that wait,
         self._ticket = 0  # for this to be settled,
+        self._newest = 0  # ticket that was waited for
         self._changes = 0  # and answer so many INDEX and REMOVE
         self._behind: deque[Piece] = deque()  # what waits behind them
         self._held = 0  # bytes of replies that wait
@@ -309,7 +310,8 @@ class Connection:
         batch = self._hub.batch
         index = self._hub.index
         room = 0 if index.congested else self._hub.window - self._unanswered
-        batch.load(buffer, start, stop, room, self._read_only, self._replies is not None)
+        waits = 0 if self._replies is None else self._newest
+        batch.load(buffer, start, stop, room, self._read_only, waits)
         try:
             answers = self._hub._apply(batch)
             if isinstance(answers, bytes):
@@ -332,6 +334,8 @@ class Connection:
             if replies and self._transport is not None:
                 self._write(replies)
             return
+        if ticket:
+            self._newest = ticket
         self._held += len(replies) if type(replies) is bytes else 0
         self._unanswered += changes
         self._hub.waiting[self] = None

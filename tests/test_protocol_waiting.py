@@ -189,7 +189,7 @@ def test_a_chunk_that_an_index_takes_in_parts_is_answered_in_whole() -> None:
     index = Hesitant()
     with Inside(index) as inside, Wire(inside.address) as wire, Wire(inside.address) as other:
         wire.send(b"QUERY|a|\n" * 500 + b"INDEX|a|\nQUERY|a|\nLIZARD\n")
-        other.send(b"QUERY|a|\n")
+        other.send(b"QUERY|b|\n")
         assert wire.receive(500) == [FAIL] * 500
         assert other.receive() == [FAIL]
         inside.wait_until(lambda: index.calls == 504)

@@ -4,7 +4,8 @@ Data flow. What a graph may answer by itself, it answers in one call, as without
 batch the rest comes to _take(): on the writer it is evaluated here and now, else it goes, in the order of
 all clients' messages, to the writer's stream; either way its answers wait in Pending for being durable. A
 connection that waits for anything has all its messages go that way, so it sees its own changes and never
-an older state than before.
+an older state than before; and a change waits for the strong reads before it, which would see it if they
+were evaluated again.
 """
 
 import asyncio
@@ -120,9 +121,11 @@ class ClusterIndex(Index):
         room = pending.room
         if room <= 0:
             self.congested = True
-            return before or b""
+            return before
         # Without a graph a read waits for the writer's answer like any message: the graph to come may have
         # what its client sends behind it.
+        if batch.waits and pending.reads_wait(batch.waits) and not _is_read(batch):
+            return before
         may_read = self._strong and self._graph is not None and not batch.waits
         is_read = batch.read_only or (may_read and _is_read(batch))
         replies = b""
@@ -139,7 +142,7 @@ class ClusterIndex(Index):
             replies = replies_in(self._graph.apply(batch, True))
             count = replies.count(b"\n")
         if not count:
-            return before or b""
+            return before
         lines = bytes(memoryview(batch.buffer)[start : batch.start])
         chunk = pending.add(lines, count, reads=is_read)
         if replies and writer is not None:

@@ -76,6 +76,7 @@ class Pending:
         self.messages = self.bytes = 0
         self._ticket = 0
         self._unanswered: deque[Chunk] = deque()  # those of `sent` that are counted
+        self._reads: deque[Chunk] = deque()  # in order; a done one stays until the next comes
 
     @property
     def room(self) -> int:
@@ -88,6 +89,9 @@ class Pending:
         chunk = Chunk(self._ticket, 0 if reads else self.counter + 1, count, lines)
         if not reads:
             self.counter += count
+        else:
+            self.reads_wait(0)
+            self._reads.append(chunk)
         self.messages += count
         self.bytes += len(lines)
         self.fresh.append(chunk)
@@ -139,6 +143,13 @@ class Pending:
             chunk.is_done = True
             self._unanswered.popleft()
 
+    def reads_wait(self, ticket: int) -> bool:
+        """Whether reads of this ticket or before are not answered yet."""
+        waiting = self._reads
+        while waiting and waiting[0].is_done:
+            waiting.popleft()
+        return bool(waiting) and waiting[0].ticket <= ticket
+
     def reads(self) -> Iterator[Chunk]:
         """The reads that were handed over and are not done."""
         return (chunk for chunk in self.sent if not chunk.first and not chunk.is_done)
@@ -180,6 +191,7 @@ class Pending:
         return self.settle(0)
 
     def _done(self, chunk: Chunk) -> None:
+        chunk.is_done = True
         self.settled = chunk.ticket
         self.messages -= chunk.count
         self.bytes -= len(chunk.lines)

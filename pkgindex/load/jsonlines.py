@@ -57,6 +57,7 @@ class JsonLines:
         for number, line in enumerate(chunk.split(b"\n"), before + 1):
             try:
                 if line.strip():
+                    line.decode()  # msgspec's own word for it differs from release to release
                     self._decoder.decode(line)
             except UnicodeError:
                 return source.broken(number, "not UTF-8")
