@@ -179,12 +179,31 @@ def cut(story: Story, life: Life, *cables: str) -> float:
     )
 
 
+def roughen(story: Story) -> float:
+    """The servers hear each other late, and not always at once: nobody has to be replaced. Say when."""
+    network = story.place.network if isinstance(story.place, Networked) else None
+    assert network is not None
+    dice = story.random
+    return story.roughen(
+        partial(network.roughen, loss=dice.uniform(0.005, 0.03), delay=dice.uniform(0.002, 0.02)),
+        partial(network.roughen, loss=0.0, delay=0.0),
+    )
+
+
+def kill_roughly(story: Story) -> float:
+    """The writer is killed where the network is rough."""
+    roughen(story)
+    return story.kill(story.writer)
+
+
 ON_NETWORKS = {
     "writer cut off from the others": Fault(lambda s: cut(s, s.writer, SERVERS), 4, SILENT),
     "writer cut off from all": Fault(lambda s: cut(s, s.writer, SERVERS, CLIENTS), 3, SILENT),
     "writer cut off from its clients": Fault(lambda s: cut(s, s.writer, CLIENTS), 2),
     "follower cut off from the others": Fault(lambda s: cut(s, s.followers[0], SERVERS), 2),
     "writer killed": Fault(lambda s: s.kill(s.writer), 1, 1.0),
+    "delay and loss": Fault(roughen, 2),
+    "delay and loss, writer killed": Fault(kill_roughly, 2),
 }
 
 
@@ -379,7 +398,8 @@ CAMPAIGNS = (
     ),
     Campaign(
         "failover-network",
-        "Three servers on networks of their own, each cut off from the others, from its clients, from all.",
+        "Three servers on networks of their own, each cut off from the others, from its clients, from all; "
+        "and packets between them delayed and lost.",
         lambda run: torture(run, "failover-network"),
         failover_network.why_absent,
         seconds=(60.0, 900.0),

@@ -4,10 +4,12 @@
         network.inside(0)                   # what goes before a command that is to run there
         network.address(0, SERVERS)         # where the others reach what listens there
         network.cut(0, SERVERS); network.mend(0, SERVERS)
+        network.roughen(loss=0.02, delay=0.01)   # what the servers say to each other
 
-Each seat has two cables, veth pairs: one to a switch between the servers, in a namespace of its own, and one
-to a switch where this process is a client. A cut is a link that is down: what is sent into it is gone, and
-neither end is told. The mount is a folder of this machine, which no cut concerns. It needs root and iproute2.
+Each seat has two cables, veth pairs: one to a switch between the servers, in a namespace of its own, which
+delays and loses packets when it is told to (rough.py), and one to a bridge where this process is a client. A
+cut is a link that is down: what is sent into it is gone, and neither end is told. The mount is a folder of
+this machine, which no cut concerns. It needs root and iproute2.
 
 Nothing is left behind: a guard, which notices by the end of a pipe that this process is gone, takes all away.
 """
@@ -15,9 +17,11 @@ Nothing is left behind: a guard, which notices by the end of a pipe that this pr
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from types import TracebackType
 from typing import Self
@@ -59,7 +63,8 @@ class Network:
             f"{os.getpid()}{chr(ord('a') + number % 26)}"  # a link's name has 15 characters at most
         )
         self._clients = TO_CLIENTS.format((os.getpid() + 97 * number) % 250)
-        self._hub, self._switch = f"pkgindex-{tag}", f"pki{tag}"
+        self._hub, self._bridge = f"pkgindex-{tag}", f"pki{tag}"
+        self._switch: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         self._guard = subprocess.Popen(
@@ -79,20 +84,25 @@ class Network:
 
     def close(self) -> None:
         """Take everything away."""
+        if self._switch is not None:
+            self._switch.communicate()
         self._guard.communicate()
 
     def _make(self) -> None:
         self._namespace(self._hub)
-        _ip("-n", self._hub, "link", "add", "switch", "type", "bridge")
-        _ip("-n", self._hub, "link", "set", "switch", "up")
-        self._later(f"ip link del {self._switch}")
-        _ip("link", "add", self._switch, "type", "bridge")
-        _ip("addr", "add", f"{self._clients}.254/24", "dev", self._switch)
-        _ip("link", "set", self._switch, "up")
+        self._later(f"ip link del {self._bridge}")
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("addr", "add", f"{self._clients}.254/24", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
         for seat in range(self.seats):
             self._namespace(self._seat(seat))
             self._cable(seat, SERVERS, "-n", self._hub)
             self._cable(seat, CLIENTS)
+        ends = [self._end(seat, SERVERS) for seat in range(self.seats)]
+        command = [sys.executable, "-m", "tests.torture.rough", *ends]
+        self._switch = subprocess.Popen(
+            ["ip", "netns", "exec", self._hub, *command], stdin=subprocess.PIPE, text=True
+        )
 
     def _namespace(self, name: str) -> None:
         self._later(f"ip netns del {name}")
@@ -100,11 +110,11 @@ class Network:
         _ip("-n", name, "link", "set", "lo", "up")
 
     def _cable(self, seat: int, which: str, *at: str) -> None:
-        """From a seat to the switch that is `at` this namespace."""
+        """From a seat to where a switch is: `at` this namespace, or here."""
         theirs, ours, inside = self._seat(seat), self._end(seat, which), which
-        bridge = "switch" if at else self._switch
         _ip(*at, "link", "add", ours, "type", "veth", "peer", "name", inside, "netns", theirs)
-        _ip(*at, "link", "set", ours, "master", bridge)
+        if not at:
+            _ip("link", "set", ours, "master", self._bridge)
         _ip(*at, "link", "set", ours, "up")
         _ip("-n", theirs, "addr", "add", f"{self.address(seat, which)}/24", "dev", inside)
         _ip("-n", theirs, "link", "set", inside, "up")
@@ -119,7 +129,7 @@ class Network:
         return f"{self._hub}-{seat}"
 
     def _end(self, seat: int, which: str) -> str:
-        return f"{self._switch}{which[0]}{seat}"
+        return f"{self._bridge}{which[0]}{seat}"
 
     def address(self, seat: int, which: str) -> str:
         """The address of a seat, as others on that network know it."""
@@ -138,6 +148,14 @@ class Network:
         """Undo it; harmless for a cable that is whole."""
         for which in cables:
             self._set(seat, which, "up")
+
+    def roughen(self, *, loss: float, delay: float) -> None:
+        """Let the network between the servers lose a share of the packets, and delay the others by so many
+        seconds in the mean; none of both: let it be good again."""
+        assert self._switch is not None
+        assert self._switch.stdin is not None
+        self._switch.stdin.write(json.dumps({"loss": loss, "delay": delay}) + "\n")
+        self._switch.stdin.flush()
 
     def _set(self, seat: int, which: str, state: str) -> None:
         at = ["-n", self._hub] if which == SERVERS else []

@@ -384,6 +384,14 @@ class Story:
         self._lingers = LINGERS
         return at
 
+    def roughen(self, begin: Callable[[], None], end: Callable[[], None]) -> float:
+        """Let the network between the servers be rough until this act is over. Say when."""
+        at = time.monotonic()
+        begin()
+        self._heal.append(end)
+        self._lingers = LINGERS
+        return at
+
     def end_hang(self, life: Life) -> None:
         """Let a mount go on."""
         self._volume.wake(str(life.number))
