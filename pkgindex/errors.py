@@ -70,3 +70,8 @@ class StoreFailed(PkgindexError):
     """A write, sync or proof failed: the writer has stopped, and nothing was acknowledged since."""
 
     exit_code = 5
+
+
+def reason_of(error: OSError, place: str) -> str:
+    """How a line about an error of the system begins: where, which is `place` if it does not say, and what."""
+    return f"{error.filename or place}: {error.strerror}"

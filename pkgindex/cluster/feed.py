@@ -167,6 +167,11 @@ class Feed:
         if following.is_current:
             self._current(following.member, False)
 
+    def _cut_off(self, following: _Following, why: str) -> None:
+        logger.warning(why, server=following.stream.peer)
+        following.stream.abort()
+        self._gone(following)
+
     def close(self) -> None:
         """This reign is over: the followers are to look for another writer."""
         for following in tuple(self._followers.values()):
@@ -265,9 +270,7 @@ class Feed:
             said += results.get(following.member, ())
             following.stream.send(*said)
             if following.stream.unsent > MOST_UNREAD:
-                logger.warning("follower too slow", server=following.stream.peer)
-                following.stream.abort()
-                self._gone(following)
+                self._cut_off(following, "follower too slow")
 
     def beat(self, patience: float) -> None:
         """Ask everybody how far it is; let go of who has said nothing for `patience` seconds.
@@ -276,9 +279,7 @@ class Feed:
         now = self._loop.time()
         for following in tuple(self._followers.values()):
             if following.stream.heard_at < now - patience:
-                logger.warning("follower silent", server=following.stream.peer)
-                following.stream.abort()
-                self._gone(following)
+                self._cut_off(following, "follower silent")
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY
             self._writer.forget(now, {self._me, *self._followers})

@@ -24,11 +24,11 @@ from pkgindex.cluster.port import Port
 from pkgindex.cluster.trust import secret_of
 from pkgindex.cluster.writer import Durable, Run, Writer, replies_in
 from pkgindex.config import Settings
-from pkgindex.errors import ConfigError, PkgindexError, StoreUnreachable
+from pkgindex.errors import ConfigError, PkgindexError
 from pkgindex.index.base import Answers, Index, Piece, Progress
 from pkgindex.index.file import Deposed, path_of
 from pkgindex.store import format as store_format
-from pkgindex.store.mount import Mount
+from pkgindex.store.mount import Mount, reached
 from pkgindex.store.origins import replies_of
 
 __all__ = ["ClusterIndex"]
@@ -71,15 +71,8 @@ class ClusterIndex(Index):
                 f"max-line: at most {LONGEST_LINE >> 20}m in a cluster, whose servers hand messages on whole"
             )
         mount = Mount(path_of(location))
-        try:
-            mount.check_folders(*store_format.FOLDERS, FOLDER)
-            fmt = store_format.read(mount) or store_format.create(mount, insist=settings.create)
-            store_format.complete(mount)
-        except OSError as error:
-            where = error.filename or mount.root
-            raise StoreUnreachable(
-                f"{where}: {error.strerror}: check that the mount is there, writable and not full"
-            ) from None
+        with reached(mount.root):
+            fmt = store_format.opened(mount, insist=settings.create, also=(FOLDER,))
         data = tuple(each.address for each in settings.listen) or ("127.0.0.1:8080",)
         port = Port(settings.cluster, secret_of(mount), fmt.id)
         try:
@@ -207,6 +200,10 @@ class ClusterIndex(Index):
     def _steer(self) -> None:
         writer = self._writer
         self.congested = self.pending.room <= 0 or (writer is not None and writer.congested)
+
+    def goes_on(self) -> None:
+        """See Parts."""
+        self._flush()
 
     def checked(self, reads: Iterable[Chunk]) -> None:
         """See Ears: these may be evaluated, as soon as there is a graph."""

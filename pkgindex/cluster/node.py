@@ -36,7 +36,7 @@ from pkgindex.cluster.stream import Stream
 from pkgindex.cluster.takeover import BEATS, Role, Sight, Takeover
 from pkgindex.cluster.writer import Writer
 from pkgindex.config import Settings
-from pkgindex.errors import PkgindexError, StoreFailed, StoreUnreachable
+from pkgindex.errors import PkgindexError, StoreFailed, StoreUnreachable, reason_of
 from pkgindex.index.file import Deposed
 from pkgindex.store.claim import GONE, Claim, Withdrawn
 from pkgindex.store.format import Format
@@ -213,7 +213,7 @@ class Node:
             self._complained[what] = now + 60.0
             reason = str(error)
             if isinstance(error, OSError):
-                reason = f"{error.filename or self._root}: {error.strerror}"
+                reason = reason_of(error, self._root)
             logger.warning("mount in trouble", what=what, reason=reason)
 
     # --- looking and beating ----------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Node:
         if deposed is True:
             self._happened(self.machine.deposed, epoch)
         else:
-            self._failed(epoch, StoreFailed(f"{why.filename or self._root}: {why.strerror}"))
+            self._failed(epoch, StoreFailed(reason_of(why, self._root)))
 
     def _member(self) -> Member:
         machine = self.machine
@@ -338,8 +338,7 @@ class Node:
         if isinstance(result, PkgindexError):
             self._failed(mine.epoch, result)
         elif isinstance(result, OSError):
-            where = result.filename or self._root
-            self._failed(mine.epoch, StoreFailed(f"{where}: {result.strerror}"))
+            self._failed(mine.epoch, StoreFailed(reason_of(result, self._root)))
         else:
             self._failed(mine.epoch, StoreFailed(f"{self._root}: recovery failed: {result!r}"))
 
@@ -398,7 +397,7 @@ class Node:
         if self._writer is not None:
             self._writer.holds = False
             self._writer.go_on()
-            self._parts.follows(None)
+            self._parts.goes_on()
         logger.warning("nobody took the writer's place")
 
     def _offer(self, action: act.Offer) -> None:

@@ -26,7 +26,7 @@ from pkgindex.cluster.client import NoAnswer, ask
 from pkgindex.cluster.members import FOLDER, Member, Members, Role, Seen
 from pkgindex.cluster.takeover import BEATS
 from pkgindex.cluster.trust import secret_of
-from pkgindex.errors import StoreUnreachable
+from pkgindex.errors import StoreUnreachable, reason_of
 from pkgindex.store import format as store_format
 from pkgindex.store.claim import highest_epoch, owner_of
 from pkgindex.store.lease import Lease
@@ -125,7 +125,7 @@ def _watch(root: str, pipe: Connection) -> None:
         pass
     except Exception as error:  # noqa: BLE001  # it is raised in the parent
         if isinstance(error, OSError):
-            error = StoreUnreachable(f"{error.filename or root}: {error.strerror}")
+            error = StoreUnreachable(reason_of(error, root))
         with suppress(OSError):
             pipe.send(error)
     os._exit(0)

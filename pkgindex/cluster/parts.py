@@ -27,6 +27,9 @@ class Parts(Protocol):
     def writes(self, writer: Writer, feed: Feed) -> None:
         """Evaluate messages here."""
 
+    def goes_on(self) -> None:
+        """Changes are taken again."""
+
     def steps_down(self) -> None:
         """Keep what is unanswered for another writer."""
 

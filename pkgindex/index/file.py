@@ -24,13 +24,14 @@ from pkgindex.errors import (
     StoreFailed,
     StoreOwned,
     StoreUnreachable,
+    reason_of,
 )
 from pkgindex.index.base import Answers, Index, Progress
 from pkgindex.store import format as store_format
 from pkgindex.store.claim import GONE, Claim, Withdrawn, claim, epochs, highest_epoch, owner_of
 from pkgindex.store.journal import Journal
 from pkgindex.store.lease import Lease
-from pkgindex.store.mount import Mount
+from pkgindex.store.mount import Mount, reached
 from pkgindex.store.packages import WriteBehind
 from pkgindex.store.recovery import Recovered, recover
 
@@ -126,10 +127,8 @@ class FileIndex(Index):
     def open(cls, location: str, settings: Settings, progress: Progress | None = None) -> Self:
         """Claim the store, read it, and make this process its writer. See Index."""
         mount = Mount(path_of(location))
-        try:
-            mount.check_folders(*store_format.FOLDERS)
-            fmt = store_format.read(mount) or store_format.create(mount, insist=settings.create)
-            store_format.complete(mount)
+        with reached(mount.root):
+            fmt = store_format.opened(mount, insist=settings.create)
             lease = Lease(mount)
             try:
                 mine = _claim(mount, lease, takeover=settings.takeover)
@@ -154,11 +153,6 @@ class FileIndex(Index):
             except BaseException:
                 lease.close()
                 raise
-        except OSError as error:
-            where = error.filename or mount.root
-            raise StoreUnreachable(
-                f"{where}: {error.strerror}: check that the mount is there, writable and not full"
-            ) from None
 
     # --- serving ----------------------------------------------------------------------------------
 
@@ -261,7 +255,6 @@ class FileIndex(Index):
             return
         if self._loop:
             self._loop.remove_reader(self._event)
-        where = error.filename or self._mount.root
         # ENOENT alone may be a folder that somebody removed: a claim above this one's is a successor.
         if error.errno in GONE and self._is_deposed():
             newest = highest_epoch(self._mount)
@@ -273,7 +266,7 @@ class FileIndex(Index):
             return
         self._tell_failed(
             StoreFailed(
-                f"{where}: {error.strerror}; the writer stops, nothing was acknowledged since; "
+                f"{reason_of(error, self._mount.root)}; the writer stops, nothing was acknowledged since; "
                 "mend the storage (room, permissions, mount) and start again"
             )
         )
@@ -321,7 +314,7 @@ class FileIndex(Index):
                     "what was acknowledged is in the journal"
                 ) from None
             raise StoreFailed(
-                f"{self._mount.root}: {error.strerror}; package files lag behind, "
+                f"{reason_of(error, self._mount.root)}; package files lag behind, "
                 "what was acknowledged is in the journal"
             ) from None
         if not written or not ended:

@@ -24,7 +24,7 @@ from pkgindex._core import crc32c
 from pkgindex.errors import StoreDamaged, StoreUnreachable, UnknownFormat
 from pkgindex.store.mount import FILE_MODE, FOLDER_MODE, Mount, Staging
 
-__all__ = ["FOLDERS", "ORIGINS", "Format", "complete", "create", "read", "require"]
+__all__ = ["FOLDERS", "ORIGINS", "Format", "complete", "create", "opened", "read", "require"]
 
 VERSION = 1
 SHARDS = 256  # 1 million packages are 4,000 files a folder: quick to list, on any file system
@@ -58,6 +58,15 @@ class Format:
         }
         body = f"pkgindex store {VERSION}\n{json.dumps(fields, sort_keys=True)}\n".encode()
         return body + b"crc32c %08x\n" % crc32c(body)
+
+
+def opened(mount: Mount, *, insist: bool, also: tuple[str, ...] = ()) -> Format:
+    """The store's format; a store is made where there is none, see create(). `also`: more folders that must
+    not be links. Raises as read() and create() do, and OSError."""
+    mount.check_folders(*FOLDERS, *also)
+    fmt = read(mount) or create(mount, insist=insist)
+    complete(mount)
+    return fmt
 
 
 def read(mount: Mount) -> Format | None:

@@ -14,7 +14,7 @@ check_folders() sees that the four folders of the store are none. The root itsel
 Assumptions: rename(2) is atomic on the mount's server and mkdir(2) exclusive there. Nothing is assumed
 of clocks, of locks, or of what a client's cache says about sizes.
 
-Errors: OSError, as the system gave it, with the path.
+Errors: OSError, as the system gave it, with the path; but see reached().
 """
 
 import errno
@@ -25,13 +25,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["Mount", "Staging"]
+from pkgindex.errors import StoreUnreachable, reason_of
+
+__all__ = ["Mount", "Staging", "reached"]
 
 # What network file systems leave behind for files that were open when they were removed (rule N1).
 FOREIGN = (".nfs", ".fuse_hidden")
 
 FILE_MODE = 0o640
 FOLDER_MODE = 0o750
+
+
+@contextmanager
+def reached(root: str) -> Iterator[None]:
+    """While a server opens a store there: what the system refuses ends it with StoreUnreachable."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnreachable(
+            f"{reason_of(error, root)}: check that the mount is there, writable and not full"
+        ) from None
 
 
 class Mount:

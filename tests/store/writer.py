@@ -30,9 +30,7 @@ PATIENCE = 30.0
 
 def made(mount: Mount) -> store_format.Format:
     """Return the store's FORMAT, made if there is none, with its folders."""
-    fmt = store_format.read(mount) or store_format.create(mount, insist=False)
-    store_format.complete(mount)
-    return fmt
+    return store_format.opened(mount, insist=False)
 
 
 class Writer:
