@@ -73,5 +73,5 @@ class StoreFailed(PkgindexError):
 
 
 def reason_of(error: OSError, place: str) -> str:
-    """How a line about an error of the system begins: where, which is `place` if it does not say, and what."""
+    """How a line about an error of the system begins: where (at `place`, if it does not say) and what."""
     return f"{error.filename or place}: {error.strerror}"
