@@ -88,6 +88,12 @@ def pause_and_kill(story: Story) -> float:
     return at
 
 
+class CopiesStory(Story):
+    """On a replicated volume: each change waits for several bricks, which a busy machine delays."""
+
+    takeover_after = 3.0
+
+
 LOCAL = {
     "writer killed": Fault(lambda s: s.kill(s.writer), 8, 1.0),
     "follower killed": Fault(lambda s: s.kill(s.followers[0]), 1),
@@ -123,6 +129,37 @@ ON_GLUSTER = {
 }
 
 
+def lose_copy(story: Story) -> float:
+    return story.lose_copy(story.random.randrange(len(story.volume.bricks)))
+
+
+def lose_copy_and(fault: Callable[[Story], float]) -> Callable[[Story], float]:
+    """A brick is killed, and more happens while it is away; it comes again before that is undone."""
+
+    def both(story: Story) -> float:
+        lose_copy(story)
+        time.sleep(story.random.uniform(0, 0.5))
+        return fault(story)
+
+    return both
+
+
+def hang_with_its_locks(story: Story) -> float:
+    """The writer's mount hangs, and with it all that needs a name for which it holds the bricks' locks."""
+    return story.hang_briefly(story.writer, story.takeover_after + 1.0)
+
+
+ON_COPIES = {
+    "brick killed": Fault(lose_copy, 3),
+    "brick killed, and the writer": Fault(lose_copy_and(lambda s: s.kill(s.writer)), 3, 2.0),
+    "brick killed, writer paused": Fault(
+        lose_copy_and(lambda s: s.pause(s.writer)), 3, CopiesStory.takeover_after + 2.0
+    ),
+    "brick killed, and a handover": Fault(lose_copy_and(lambda s: s.leave(s.writer)), 1),
+    "writer's mount hung": Fault(hang_with_its_locks, 1),
+}
+
+
 @contextmanager
 def local(folder: Path) -> Iterator[Place]:
     """All servers in one folder."""
@@ -133,6 +170,14 @@ def local(folder: Path) -> Iterator[Place]:
 def on_gluster(folder: Path) -> Iterator[Place]:
     """Each on a mount of its own of a GlusterFS volume, with the caches of a volume's default options."""
     with gluster.Volume(folder / "volume") as volume:
+        roots = [volume.mount(str(seat)) / "index" for seat in range(3)]
+        yield Place(roots, volume.brick / "index", volume)
+
+
+@contextmanager
+def on_copies(folder: Path) -> Iterator[Place]:
+    """The same on a replicated volume: two bricks and an arbiter, of which any may die alone."""
+    with gluster.Volume(folder / "volume", bricks=3, arbiter=True) as volume:
         roots = [volume.mount(str(seat)) / "index" for seat in range(3)]
         yield Place(roots, volume.brick / "index", volume)
 
@@ -226,6 +271,7 @@ class Setting:
     wrong: tuple[Wrong, ...]
     failovers: tuple[int, int]  # full, quick
     jobs: int = 2
+    story: type[Story] = Story
 
 
 SETTINGS = {
@@ -256,6 +302,7 @@ SETTINGS = {
         ),
         (110, 3),
     ),
+    "failover-copies": Setting(on_copies, ON_COPIES, (), (40, 2), story=CopiesStory),
     "failover-network": Setting(
         on_networks,
         ON_NETWORKS,
@@ -293,7 +340,7 @@ def find_out(run: Run, setting: Setting, wrong: Wrong) -> None:
     folder = run.folder / wrong.mutant
     folder.mkdir()
     with setting.place(folder) as place:
-        story = Story(
+        story = setting.story(
             place,
             folder / "work",
             run.seed,
@@ -343,7 +390,7 @@ def tell(
     dice = random.Random(run.seed + number)
     strong = number % 2 == 0
 
-    story = Story(
+    story = setting.story(
         place, folder / "work", run.seed + number, partial(start, "", place), strong=strong
     )
     kinds = list(setting.faults)
@@ -394,6 +441,15 @@ CAMPAIGNS = (
         lambda run: torture(run, "failover-gluster"),
         gluster.why_absent,
         seconds=(120.0, 1500.0),
+        form="cluster",
+    ),
+    Campaign(
+        "failover-copies",
+        "The same on a replicated GlusterFS volume, of two bricks and an arbiter: any of them is killed and "
+        "comes again, alone and while the writer dies, is paused or hands over.",
+        lambda run: torture(run, "failover-copies"),
+        gluster.why_absent,
+        seconds=(30.0, 900.0),
         form="cluster",
     ),
     Campaign(

@@ -32,7 +32,7 @@ from typing import Self
 from tests.servers import Server, ServerFailed
 from tests.store.reading import nothing_is_behind, read_index
 from tests.torture.failover_fleet import Fleet, Life, Ratchets
-from tests.torture.gluster import Volume
+from tests.torture.gluster import GlusterFailed, Volume
 from tests.torture.history import Call
 from tests.torture.kill import keep
 from tests.torture.linearizability import Index, judge
@@ -245,6 +245,11 @@ class Story:
     def come_to_rest(self) -> None:
         """Let all be answered; judge it."""
         self.be_quiet()
+        if self.place.volume:
+            try:
+                self.place.volume.wait_until_healed()
+            except GlusterFailed as error:
+                raise Failed(str(error)) from None
         self.judge(self.fleet.take())
         for life in self.lives:
             self.ask_all(life)
@@ -366,7 +371,7 @@ class Story:
         if life is self.writer:
             life.may_close, life.is_open = True, False
             self._hung.append(life)
-        self._volume.hang(str(life.number))
+        self.volume.hang(str(life.number))
         self._heal.append(partial(self.end_hang, life))
         self._lingers = LINGERS
         return at
@@ -392,9 +397,18 @@ class Story:
         self._lingers = LINGERS
         return at
 
+    def hang_briefly(self, life: Life, seconds: float) -> float:
+        """Let a server's mount hang while it may hold what all others need, and wake it. Say when it woke."""
+        for each in self.lives:
+            each.may_close, each.is_open = True, False
+        self.volume.hang(str(life.number))
+        time.sleep(seconds)
+        self.volume.wake(str(life.number))
+        return time.monotonic()
+
     def end_hang(self, life: Life) -> None:
         """Let a mount go on."""
-        self._volume.wake(str(life.number))
+        self.volume.wake(str(life.number))
         if life in self._hung:
             self._hung.remove(life)
 
@@ -406,16 +420,23 @@ class Story:
         writer.is_doomed, writer.is_open = True, False
         for life in self.lives:
             life.may_close, life.is_open = True, False
-        self._volume.kill_brick()
+        self.volume.kill_brick()
         time.sleep(self.random.uniform(0, 1))
-        self._volume.start_brick()
+        self.volume.start_brick()
         at = time.monotonic()
         writer.server.wait(self.liveness)
         self._heal.append(partial(self.start_again, writer))
         return at
 
+    def lose_copy(self, number: int) -> float:
+        """Kill one brick of several: nobody minds. It comes again, and catches up. Say when."""
+        at = time.monotonic()
+        self.volume.kill_brick(number)
+        self._heal.append(partial(self.volume.start_brick, number))
+        return at
+
     @property
-    def _volume(self) -> Volume:
+    def volume(self) -> Volume:
         assert self.place.volume is not None
         return self.place.volume
 
