@@ -2,7 +2,8 @@
 #
 # A handle is the index of a block's first unit; 0 is no block. Handles stay valid while the arena
 # grows, raw pointers do not: derive them again after any call that may allocate. The mapping grows
-# with mremap(2), which moves page tables and copies nothing, so growth stalls nobody. Freed blocks
+# with mremap(2), which moves page tables and copies nothing (but once, when it is still small), so
+# growth stalls nobody. Freed blocks
 # wait in one free list a size class: exact up to 64 units, above that eight classes an octave
 # (at most 12.5 % of a large block is slack).
 
@@ -13,7 +14,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *addr, size_t length, int advice)
     int MADV_HUGEPAGE
     void *MAP_FAILED
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MREMAP_MAYMOVE
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MREMAP_MAYMOVE, MREMAP_FIXED
 
 # Inside a mapping AddressSanitizer sees no borders of its own: a build with it is told which bytes are
 # nobody's. Regions begin at 8 bytes, as units do. In every other build all of this is compiled away.
@@ -38,9 +39,10 @@ cdef enum:
     EXACT_CLASSES = 64
     ALL_CLASSES = 64 + 8 * 26 + 1
     FIRST_MAPPING = 65536
-    # From here on huge pages are asked for: with a million packages they spare a random look-up a third
-    # of its time, which went into the TLB (benchmarks/core.py). The slack is a small part of a mapping.
-    LARGE_MAPPING = 16 << 20
+    # From here on huge pages are asked for: with a million packages they spare a random look-up half of
+    # its time, which went into the TLB (benchmarks/core.py). The slack is a small part of a mapping.
+    LARGE_MAPPING = 4 << 20
+    HUGE_PAGE = 2 << 20
 
 ctypedef struct Arena:
     char *base
@@ -66,18 +68,47 @@ cdef inline bint allocation_fails() noexcept nogil:
 
 cdef void *map_memory(void *old, size_t old_size, size_t new_size) noexcept nogil:
     """Map `new_size` bytes, carrying `old_size` bytes over; NULL when the system has none."""
-    cdef void *got
+    cdef void *got = MAP_FAILED
     if allocation_fails():
         return NULL
-    if old == NULL:
-        got = mmap(NULL, new_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    else:
-        got = mremap(old, old_size, new_size, MREMAP_MAYMOVE)
-    if got == MAP_FAILED:
-        return NULL
     if new_size >= LARGE_MAPPING:
-        madvise(got, new_size, MADV_HUGEPAGE)
-    return got
+        got = map_huge(old, old_size, new_size)
+    if got == MAP_FAILED and old == NULL:
+        got = mmap(NULL, new_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    elif got == MAP_FAILED:
+        got = mremap(old, old_size, new_size, MREMAP_MAYMOVE)
+    return NULL if got == MAP_FAILED else got
+
+
+cdef void *map_huge(void *old, size_t old_size, size_t new_size) noexcept nogil:
+    """Map as map_memory() does, in huge pages, or MAP_FAILED. Such a page survives being moved only from one
+    multiple of its size to another, and is made only where nothing is yet: what was small is copied."""
+    cdef char *place
+    cdef void *got = MAP_FAILED
+    cdef size_t before
+    if old_size >= LARGE_MAPPING:
+        got = mremap(old, old_size, new_size, 0)
+        if got != MAP_FAILED:
+            return got
+    place = <char *>mmap(NULL, new_size + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if place == MAP_FAILED:
+        return MAP_FAILED
+    before = -<size_t>place & (HUGE_PAGE - 1)
+    if before:
+        munmap(place, before)
+    munmap(place + before + new_size, HUGE_PAGE - before)
+    place += before
+    if old_size >= LARGE_MAPPING:
+        got = mremap(old, old_size, new_size, MREMAP_MAYMOVE | MREMAP_FIXED, place)
+        if got == MAP_FAILED:
+            munmap(place, new_size)
+        return got
+    madvise(place, new_size, MADV_HUGEPAGE)
+    if old != NULL:
+        memcpy(place, old, old_size)
+        munmap(old, old_size)
+    return place
 
 
 cdef inline uint32_t size_class(uint32_t units) noexcept nogil:
@@ -133,6 +164,8 @@ cdef bint arena_reserve(Arena *a, uint64_t units) noexcept nogil:
     if size < need:
         size = need
     size = whole_mappings(size)
+    if size >= LARGE_MAPPING:
+        size = (size + HUGE_PAGE - 1) & ~(<size_t>HUGE_PAGE - 1)
     if a.most and size > a.most:
         size = whole_mappings(need)
     if ASAN:

@@ -235,7 +235,7 @@ cdef class Graph:
         cdef Message *m
         cdef int parsed, i, outcome = OK
         cdef uint64_t rests
-        cdef bint full = False, asked = self.asked != 0, defers = self.defer is not None and not whole
+        cdef bint unchanged, full = False, asked = self.asked != 0, defers = self.defer is not None and not whole
         if defers and (self.defers_all or batch.waits):
             return self.defer(batch, b"")
         self.replies.size = 0
@@ -245,13 +245,14 @@ cdef class Graph:
         segment.end = 0
         while p < end and not full:
             parsed = self.parse_group(p, end, batch.max_line, group, after)
+            unchanged = True
             if not bytes_reserve(&self.replies, 6 * GROUP):
                 raise MemoryError("no memory for replies")
             for i in range(parsed):
                 m = &group[i]
                 rests = 0
                 if m.command == QUERY:
-                    outcome = self.query(m, &rests)
+                    outcome = self.query(m, unchanged, &rests)
                     if defers and rests > self.settled:
                         full = True
                         break
@@ -264,6 +265,7 @@ cdef class Graph:
                             or self.redo.size > REDO_LIMIT or defers):
                         full = True
                         break
+                    unchanged = False
                     outcome = self.index(m) if m.command == INDEX else self.remove(m)
                     if outcome < 0:
                         raise MemoryError("no memory for another package or dependency")
@@ -315,11 +317,11 @@ cdef class Graph:
     cdef inline int parse_group(self, const unsigned char *p, const unsigned char *end, size_t max_line,
                                 Message *group, const unsigned char **after) noexcept nogil:
         cdef int n = 0, i
-        cdef Slot *slot
         cdef const char *node
         cdef Table *now = &self.g.names.now
         while p < end and n < GROUP:
             p = parse(p, end, max_line, group + n)
+            group[n].node = 0
             if group[n].command != MALFORMED:
                 group[n].hash = hash_name(self.g.names.secret, group[n].name, group[n].length)
                 prefetch(now.slots + (group[n].hash & now.mask))
@@ -328,18 +330,20 @@ cdef class Graph:
         if n > 1:
             for i in range(n):
                 if group[i].command != MALFORMED:
-                    slot = now.slots + (group[i].hash & now.mask)
-                    node = self.g.names.nodes.base + <size_t>slot.node * 8
+                    group[i].node = table_guess(now, group[i].hash)
+                    node = self.g.names.nodes.base + <size_t>group[i].node * 8
                     prefetch(node)
                     prefetch(node + NODE_HEADER + group[i].length)    # a node may straddle two cache lines
         return n
 
-    cdef inline int query(self, const Message *m, uint64_t *rests) noexcept nogil:
-        cdef uint32_t handle = names_find(&self.g.names, m.hash, m.name, m.length)
-        cdef Node *node
+    cdef inline int query(self, const Message *m, bint unchanged, uint64_t *rests) noexcept nogil:
+        """`unchanged`: nothing was, since the message's group was parsed."""
+        cdef uint32_t handle = m.node
+        if not (unchanged and handle and is_named(&self.g.names, handle, m.name, m.length)):
+            handle = names_find(&self.g.names, m.hash, m.name, m.length)
         if handle == 0:
             return FAIL
-        node = node_at(&self.g.names, handle)
+        cdef Node *node = node_at(&self.g.names, handle)
         rests[0] = node.ticket
         return OK if node.flags & INDEXED else FAIL
 

@@ -111,6 +111,12 @@ cdef inline Node *node_at(Names *names, uint32_t handle) noexcept nogil:
     return <Node *>(names.nodes.base + <size_t>handle * 8)
 
 
+cdef inline bint is_named(Names *names, uint32_t handle, const unsigned char *name,
+                          uint32_t length) noexcept nogil:
+    cdef Node *node = node_at(names, handle)
+    return node.len == length and same_name(node.name, name, length)
+
+
 cdef inline uint32_t node_units(uint32_t length) noexcept nogil:
     return (NODE_HEADER + length + 7) >> 3
 
@@ -120,18 +126,24 @@ cdef inline bint table_find(Names *names, Table *t, uint32_t hash, const unsigne
     """Whether the name is in this table; `at` is its slot, or the empty one where the probe ended."""
     cdef uint64_t i = hash & t.mask
     cdef Slot *slot
-    cdef Node *node
     while True:
         slot = t.slots + i
         if slot.node == 0:
             at[0] = i
             return False
         if slot.hash == hash and slot.node != MOVED:
-            node = node_at(names, slot.node)
-            if node.len == length and same_name(node.name, name, length):
+            if is_named(names, slot.node, name, length):
                 at[0] = i
                 return True
         i = (i + 1) & t.mask
+
+
+cdef inline uint32_t table_guess(Table *t, uint32_t hash) noexcept nogil:
+    """The first node with this hash, which is very likely the one sought, or 0; the node is not touched."""
+    cdef uint64_t i = hash & t.mask
+    while t.slots[i].hash != hash and t.slots[i].node != 0:
+        i = (i + 1) & t.mask
+    return t.slots[i].node
 
 
 cdef inline uint32_t names_find(Names *names, uint32_t hash, const unsigned char *name,

@@ -13,6 +13,7 @@ ctypedef struct Message:
     Command command
     uint32_t length      # of the name
     uint32_t hash        # of the name
+    uint32_t node        # that very likely has the name, as long as nothing changes; 0: not looked for
     const unsigned char *name
     const unsigned char *deps        # "dep,dep" as it was sent; NULL when there are none
     size_t deps_length
