@@ -167,8 +167,7 @@ class Feed:
         if following.is_current:
             self._current(following.member, False)
 
-    def _cut_off(self, following: _Following, why: str) -> None:
-        logger.warning(why, server=following.stream.peer)
+    def _cut_off(self, following: _Following) -> None:
         following.stream.abort()
         self._gone(following)
 
@@ -270,7 +269,8 @@ class Feed:
             said += results.get(following.member, ())
             following.stream.send(*said)
             if following.stream.unsent > MOST_UNREAD:
-                self._cut_off(following, "follower too slow")
+                logger.warning("follower too slow", server=following.stream.peer)
+                self._cut_off(following)
 
     def beat(self, patience: float) -> None:
         """Ask everybody how far it is; let go of who has said nothing for `patience` seconds.
@@ -279,7 +279,8 @@ class Feed:
         now = self._loop.time()
         for following in tuple(self._followers.values()):
             if following.stream.heard_at < now - patience:
-                self._cut_off(following, "follower silent")
+                logger.warning("follower silent", server=following.stream.peer)
+                self._cut_off(following)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY
             self._writer.forget(now, {self._me, *self._followers})

@@ -14,6 +14,7 @@ names it under "incompatible" before anything of it is written, and such a relea
 even if it has read the old FORMAT: it reads it again after its fence.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -76,7 +77,7 @@ def read(mount: Mount) -> Format | None:
     checksum or where a store has lost it, StoreUnreachable when the system cannot read it."""
     path = mount.path("FORMAT")
     try:
-        data = mount.read("FORMAT")
+        data = mount.once_shown(lambda: mount.read("FORMAT"), errno.ESTALE)
     except FileNotFoundError:
         _refuse_without(mount)
         return None
@@ -135,7 +136,8 @@ def create(mount: Mount, *, insist: bool) -> Format:
         if not os.path.isdir(root):
             with suppress(FileExistsError):
                 os.mkdir(root, FOLDER_MODE)
-        others = [n for n in mount.names() if n not in HARMLESS and not n.startswith(UNFINISHED)]
+        there = mount.once_shown(mount.names, errno.ENOENT, errno.ESTALE)
+        others = [n for n in there if n not in HARMLESS and not n.startswith(UNFINISHED)]
         if others and "FORMAT" not in others:
             raise StoreUnreachable(
                 f"{root}: not a pkgindex store and not empty (it has {others[0]!r}): name another folder"

@@ -21,16 +21,25 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pkgindex.errors import StoreUnreachable, reason_of
+from pkgindex.store._disk import is_local
 
 __all__ = ["Mount", "Staging", "reached"]
 
 # What network file systems leave behind for files that were open when they were removed (rule N1).
 FOREIGN = (".nfs", ".fuse_hidden")
+
+T = TypeVar("T")
+
+# Seconds for which a server that starts bears with the mount's caches: GlusterFS keeps names for a second by
+# default, NFS those of a folder that changes for three.
+SHOWN_WITHIN = 5.0
 
 FILE_MODE = 0o640
 FOLDER_MODE = 0o750
@@ -56,6 +65,30 @@ class Mount:
     def path(self, *parts: str) -> str:
         """The absolute path of something in the store."""
         return os.path.join(self.root, *parts)
+
+    def is_local(self) -> bool:
+        """Whether the root is on a local file system, which shows what is there; unknown: no."""
+        try:
+            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return is_local(fd)
+        finally:
+            os.close(fd)
+
+    def once_shown(self, look: Callable[[], T], *hidden: int) -> T:
+        """What `look` returns, as soon as the mount's caches show what another server has just made or
+        replaced. `hidden`: the errors by which they do not. Raises OSError, after SHOWN_WITHIN those."""
+        deadline, pause = time.monotonic() + SHOWN_WITHIN, 0.05
+        while True:
+            try:
+                return look()
+            except OSError as error:
+                if error.errno not in hidden or time.monotonic() >= deadline or self.is_local():
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
 
     def names(self, *folder: str) -> list[str]:
         """The names in a folder opened anew, sorted, without what network file systems leave behind."""

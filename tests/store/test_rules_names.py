@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +30,8 @@ from tests.servers import Server, ServerFailed, Wire
 from tests.store.reading import crc32c, read_files
 from tests.store.test_rules_claiming import caught, mutants
 from tests.store.writer import Writer, made, recovered_index
+
+T = TypeVar("T")
 
 NAMES = st.text(
     st.sampled_from([chr(c) for c in range(0x21, 0x7F) if chr(c) not in "|,"]),
@@ -282,6 +287,37 @@ def test_n3_two_that_make_one_store_in_an_absent_folder_at_once_agree(
     for thread in threads:
         thread.join()
     assert found == [store_format.read(Mount(str(root)))] * 4
+
+
+def hiding(real: Callable[..., T], times: int, error: int) -> Callable[..., T]:
+    """As `real`, but so many times it fails first, as where a network mount's caches are behind."""
+    left = iter(range(times))
+
+    def look(mount: Mount, *path: str) -> T:
+        if next(left, None) is not None:
+            raise OSError(error, os.strerror(error), mount.path(*path))
+        return real(mount, *path)
+
+    return look
+
+
+def test_n3_a_format_that_another_server_has_just_replaced_is_read_when_the_mount_shows_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(Mount(str(root)))
+    monkeypatch.setattr(Mount, "read", hiding(Mount.read, 3, errno.ESTALE))
+    with pytest.raises(StoreUnreachable, match="FORMAT: cannot read it: Stale"):
+        store_format.read(Mount(str(root)))  # a local disk has no such excuse
+    monkeypatch.setattr(Mount, "is_local", lambda _: False)
+    assert store_format.read(Mount(str(root))) is not None
+
+
+def test_n3_a_folder_that_another_server_has_just_made_is_used_when_the_mount_shows_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mount, "is_local", lambda _: False)
+    monkeypatch.setattr(Mount, "names", hiding(Mount.names, 2, errno.ENOENT))
+    assert store_format.create(Mount(str(root)), insist=False).shards == 256
 
 
 def test_n3_a_store_is_made_only_in_a_folder_that_is_empty_or_absent(root: Path) -> None:
