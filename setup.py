@@ -96,7 +96,7 @@ def extension(source: str, *, parts: str) -> Extension:
     return Extension(
         source.rpartition(".")[0].replace("/", "."),
         [source],
-        depends=sorted([*glob(parts), "pkgindex/_crc32c.h"]),
+        depends=sorted([*glob(parts), *glob("pkgindex/*.h")]),
         include_dirs=["pkgindex"],
         define_macros=macros,
         extra_compile_args=compile_args,

@@ -31,6 +31,11 @@ cdef extern from "_crc32c.h" nogil:
     uint32_t crc32c_update(uint32_t crc, const unsigned char *data, size_t size)
     uint32_t crc32c_portable(uint32_t crc, const unsigned char *data, size_t size)
 
+cdef extern from "_name_end.h" nogil:
+    const unsigned char in_name[256]
+    const unsigned char *name_end(const unsigned char *p, const unsigned char *end)
+    const unsigned char *name_end_portable(const unsigned char *p, const unsigned char *end)
+
 cdef extern from *:
     """
     typedef unsigned __int128 uint128_t;
@@ -434,8 +439,7 @@ cdef class Graph:
             count = 0
             while p < end and count < GROUP:
                 items[count] = p
-                while in_name[p[0]]:
-                    p += 1
+                p = name_end(p, end)
                 lengths[count] = <uint32_t>(p - items[count])
                 hashes[count] = hash_name(g.names.secret, items[count], lengths[count])
                 prefetch(now.slots + (hashes[count] & now.mask))
@@ -1100,6 +1104,20 @@ def crc32c_by_table(data, uint32_t start=0):
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
         return ~crc32c_portable(~start, <const unsigned char *>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def name_length(data, bint portable=False):
+    """How many of the first bytes of `data` a name may have. `portable`: as any processor tells. For tests."""
+    cdef Py_buffer view
+    cdef const unsigned char *p
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if view.len == 0 or in_name[(<const unsigned char *>view.buf)[view.len - 1]]:
+            raise ValueError("there must be an end")
+        p = <const unsigned char *>view.buf
+        return (name_end_portable if portable else name_end)(p, p + view.len) - p
     finally:
         PyBuffer_Release(&view)
 

@@ -18,14 +18,6 @@ ctypedef struct Message:
     const unsigned char *deps        # "dep,dep" as it was sent; NULL when there are none
     size_t deps_length
 
-cdef unsigned char in_name[256]
-
-cdef void fill_classes() noexcept nogil:
-    cdef int c
-    for c in range(256):
-        in_name[c] = 0x21 <= c <= 0x7E and c != c'|' and c != c','
-fill_classes()
-
 # The first six bytes of a line as one little-endian word (both supported machines are little-endian).
 cdef uint64_t WORD_INDEX, WORD_QUERY, WORD_REMOVE
 memcpy(&WORD_INDEX, b"INDEX|\0\0", 8)
@@ -55,8 +47,7 @@ cdef inline const unsigned char *parse(const unsigned char *p, const unsigned ch
             q += 1
         if m.command != MALFORMED:
             m.name = q
-            while in_name[q[0]]:
-                q += 1
+            q = name_end(q, end)
             m.length = <uint32_t>(q - m.name)
             if q[0] == c'|' and 1 <= q - m.name <= MAX_NAME:
                 q += 1
@@ -66,8 +57,7 @@ cdef inline const unsigned char *parse(const unsigned char *p, const unsigned ch
                     return within(p, q, max_line, m)
                 while True:
                     item = q
-                    while in_name[q[0]]:
-                        q += 1
+                    q = name_end(q, end)
                     if not 1 <= q - item <= MAX_NAME:
                         break
                     if q[0] == c'\n':

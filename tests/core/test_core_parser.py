@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pkgindex._core import Batch, Graph
+from pkgindex._core import Batch, Graph, name_length
 from tests.core.talk import ROOMY, chunk, tell
 from tests.reference import ERROR, FAIL, MESSAGE, OK, Model
 
@@ -42,6 +42,17 @@ lines = st.lists(st.one_of(near_misses, mutated()), min_size=1, max_size=20)
 
 def read(batch: Batch) -> list[tuple[str, str, tuple[str, ...]] | None]:
     return list(batch)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("byte", range(256))
+def test_a_name_ends_at_every_byte_that_no_name_has(byte: int, portable: bool) -> None:
+    """Wherever it stands in the words that are looked at together."""
+    is_of_names = 0x21 <= byte <= 0x7E and byte not in b"|,"
+    for before in range(36):
+        for behind in range(18):
+            data = b"x" * before + bytes([byte]) + b"y" * behind + b"\n"
+            assert name_length(data, portable) == (len(data) - 1 if is_of_names else before)
 
 
 @given(lines)
