@@ -447,7 +447,7 @@ cdef class Graph:
                 p += 1
             if count > 1:
                 for i in range(count):
-                    prefetch(g.names.nodes.base + <size_t>now.slots[hashes[i] & now.mask].node * 8)
+                    prefetch(g.names.nodes.base + <size_t>table_guess(now, hashes[i]) * 8)
             for i in range(count):
                 handle = names_find(&g.names, hashes[i], items[i], lengths[i])
                 if handle == 0 or not node_at(&g.names, handle).flags & INDEXED:
@@ -775,8 +775,8 @@ cdef class Graph:
         The number of lines; 0 if the first is none."""
         cdef Names *names = &self.g.names
         cdef Table *now = &names.now
-        cdef Slot *slot
         cdef Redo *r
+        cdef uint32_t guesses[REPLAY_NAMES]
         cdef int lines = 0, n = 0, ahead, i
         while p < end and lines < GROUP:
             r = group + lines
@@ -791,11 +791,11 @@ cdef class Graph:
             p = r.end
             lines += 1
         for i in range(n):
-            prefetch(names.nodes.base + <size_t>now.slots[hashes[i] & now.mask].node * 8)
+            guesses[i] = table_guess(now, hashes[i])
+            prefetch(names.nodes.base + <size_t>guesses[i] * 8)
         for i in range(n):
-            slot = now.slots + (hashes[i] & now.mask)
-            if slot.node != 0 and slot.node != MOVED:
-                prefetch(edge_at(&self.g, node_at(names, slot.node).rev))
+            if guesses[i]:
+                prefetch(edge_at(&self.g, node_at(names, guesses[i]).rev))
         return lines
 
     cdef uint32_t intern(self, const unsigned char *name, uint32_t length, uint32_t hash) noexcept nogil:
