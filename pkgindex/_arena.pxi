@@ -41,7 +41,7 @@ cdef enum:
     FIRST_MAPPING = 65536
     # From here on huge pages are asked for: with a million packages they spare a random look-up half of
     # its time, which went into the TLB (benchmarks/core.py). The slack is a small part of a mapping.
-    LARGE_MAPPING = 4 << 20
+    LARGE_MAPPING = 8 << 20
     HUGE_PAGE = 2 << 20
 
 ctypedef struct Arena:
