@@ -182,6 +182,19 @@ def test_a_target_is_met_at_its_bound_and_not_beyond() -> None:
     assert "≥ 1.7 × Redis EXISTS" not in found
 
 
+def redis_row(ours: float) -> str:
+    results = document()
+    results["results"]["query-100"] |= {"pkgindex": rounds(ours), "redis": rounds(80_000.0)}
+    (row,) = (line for line in report.targets_table(results) if "Redis EXISTS" in line)
+    return row
+
+
+def test_a_target_beyond_the_machines_own_limit_is_held_against_that() -> None:
+    assert redis_row(140_000.0).endswith("| 1.75 | met |")
+    assert redis_row(97_000.0).endswith("| 1.21 | 97% of the machine's limit, 1.25 |")
+    assert redis_row(85_000.0).endswith("| **not met**: 85% of the machine's limit, 1.25 |")
+
+
 def test_every_target_is_of_a_workload_or_a_probe_that_there_is() -> None:
     from probes import PROBES
 
