@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -120,10 +121,18 @@ def test_a_unix_socket_is_shared_and_stays_until_the_end(tmp_path):
         assert not path.exists()
 
 
+def three_free_ports() -> int:
+    """The first of three in a row, below those that the system gives to whoever asks for any."""
+    while True:
+        first = random.randrange(20_000, 30_000)
+        with ExitStack() as stack, suppress(OSError):
+            for port in range(first, first + 3):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
 def test_fixed_cluster_ports_are_a_range(tmp_path):
-    with socket.socket() as found:  # three in a row are free just behind one that is, as a rule
-        found.bind(("127.0.0.1", 0))
-        first = found.getsockname()[1] - 3
+    first = three_free_ports()
     with Workers(tmp_path / "index", "--cluster", f"127.0.0.1:{first}") as workers:
         workers.all_serve()
         cluster = {each["worker"]: each["cluster"] for each in workers.events("cluster member")}
