@@ -21,6 +21,7 @@ Dials and Listens are pure: messages in, messages out. Their caller keeps the ti
 frames.Reader of the limit SMALL until `trusted`, and closes the connection at NotTrusted.
 """
 
+import errno
 import hmac
 import os
 import re
@@ -161,7 +162,8 @@ def secret_of(mount: Mount, *, make: bool = True) -> bytes:
         mount.check_folders(FOLDER)
         if make:
             mount.make_folder(FOLDER)
-            if NAME not in mount.names(FOLDER):
+            there = mount.once_shown(lambda: mount.names(FOLDER), errno.ENOENT, errno.ESTALE)
+            if NAME not in there:
                 _make(mount)
         elif FOLDER not in mount.names() or NAME not in mount.names(FOLDER):
             raise ConfigError(f"{mount.root}: no server has been started with --cluster on it")

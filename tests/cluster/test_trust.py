@@ -257,3 +257,19 @@ def test_a_folder_of_servers_that_leads_elsewhere_is_refused(mount: Mount, tmp_p
     with pytest.raises(StoreUnreachable, match="servers: cannot read or make"):
         secret_of(mount)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_folder_that_another_server_has_just_made_is_used_when_the_mount_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount, names = Mount(str(tmp_path)), Mount.names
+    left = iter(range(2))
+
+    def hiding(of: Mount, *folder: str) -> list[str]:
+        if folder and next(left, None) is not None:
+            raise FileNotFoundError(2, "No such file or directory", of.path(*folder))
+        return names(of, *folder)
+
+    monkeypatch.setattr(Mount, "names", hiding)
+    monkeypatch.setattr(Mount, "is_local", lambda _: False)
+    assert secret_of(mount) == secret_of(mount)
