@@ -49,13 +49,13 @@ class Target:
 
     def limited(self, document: Document) -> float | None:
         """The machine's limit, if it is below what is wanted; None if it is not, or was not measured."""
+        if self.limit is None or self.least is None:
+            return None
         try:
-            limit = None if self.limit is None else self.limit(document)
+            limit = self.limit(document)
         except KeyError:
             return None
-        return (
-            limit if limit is not None and self.least is not None and limit < self.least else None
-        )
+        return limit if limit < self.least else None
 
     def judged(self, document: Document) -> tuple[float, bool] | None:
         """The figure and whether it is met; None if it was not measured."""

@@ -3,9 +3,8 @@
 # A handle is the index of a block's first unit; 0 is no block. Handles stay valid while the arena
 # grows, raw pointers do not: derive them again after any call that may allocate. The mapping grows
 # with mremap(2), which moves page tables and copies nothing (but once, when it is still small), so
-# growth stalls nobody. Freed blocks
-# wait in one free list a size class: exact up to 64 units, above that eight classes an octave
-# (at most 12.5 % of a large block is slack).
+# growth stalls nobody. Freed blocks wait in one free list a size class: exact up to 64 units, above
+# that eight classes an octave (at most 12.5 % of a large block is slack).
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)

@@ -831,8 +831,7 @@ cdef class Graph:
         p = r.deps
         while p < r.deps + r.deps_length:
             item = p
-            while in_name[p[0]]:
-                p += 1
+            p = name_end(p, r.deps + r.deps_length)
             if r.hashes != NULL:
                 other = self.intern(item, <uint32_t>(p - item), ahead[0])
                 ahead += 1
@@ -871,8 +870,7 @@ cdef class Graph:
             p = r.gone
             while p < r.gone + r.gone_length:
                 item = p
-                while in_name[p[0]]:
-                    p += 1
+                p = name_end(p, r.gone + r.gone_length)
                 other = self.intern_anew(item, <uint32_t>(p - item))
                 if other == 0 or not reserve_dirty(g, 1):
                     return False

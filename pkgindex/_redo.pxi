@@ -67,15 +67,14 @@ cdef inline void put_remove_line(Dependencies *g, Bytes *out, const unsigned cha
     bytes_put_char(out, c'\n')
 
 
-cdef const unsigned char *scan_list(const unsigned char *p) noexcept nogil:
+cdef const unsigned char *scan_list(const unsigned char *p, const unsigned char *end) noexcept nogil:
     """The end of "name,name", which may be empty; NULL if it is not that."""
     cdef const unsigned char *item
     if not in_name[p[0]]:
         return p
     while True:
         item = p
-        while in_name[p[0]]:
-            p += 1
+        p = name_end(p, end)
         if not 1 <= p - item <= MAX_NAME:
             return NULL
         if p[0] != c',':
@@ -89,9 +88,7 @@ cdef bint parse_redo(const unsigned char *p, const unsigned char *end, Redo *r) 
         return False
     r.kind = <char>p[0]
     r.name = p + 1
-    p += 1
-    while in_name[p[0]]:
-        p += 1
+    p = name_end(r.name, end)
     r.length = <uint32_t>(p - r.name)
     if not 1 <= p - r.name <= MAX_NAME:
         return False
@@ -101,7 +98,7 @@ cdef bint parse_redo(const unsigned char *p, const unsigned char *end, Redo *r) 
         if p[0] != c'|':
             return False
         r.deps = p + 1
-        p = scan_list(r.deps)
+        p = scan_list(r.deps, end)
         if p == NULL:
             return False
         r.deps_length = p - r.deps
@@ -109,7 +106,7 @@ cdef bint parse_redo(const unsigned char *p, const unsigned char *end, Redo *r) 
         if p[0] != c'|':
             return False
         r.gone = p + 1
-        p = scan_list(r.gone)
+        p = scan_list(r.gone, end)
         if p == NULL:
             return False
         r.gone_length = p - r.gone
@@ -256,18 +253,18 @@ cdef int hash_redo(Names *names, const Redo *r, uint32_t *hashes, int room) noex
     """Hash a line's name and its dependencies, and fetch their slots; their number, 0 if too many."""
     cdef Table *now = &names.now
     cdef const unsigned char *p = r.deps
+    cdef const unsigned char *end = r.deps + r.deps_length
     cdef const unsigned char *item
     cdef int n = 1
     if room == 0:
         return 0
     hashes[0] = hash_name(names.secret, r.name, r.length)
     prefetch(now.slots + (hashes[0] & now.mask))
-    while p < r.deps + r.deps_length:
+    while p < end:
         if n == room:
             return 0
         item = p
-        while in_name[p[0]]:
-            p += 1
+        p = name_end(p, end)
         hashes[n] = hash_name(names.secret, item, <uint32_t>(p - item))
         prefetch(now.slots + (hashes[n] & now.mask))
         n += 1

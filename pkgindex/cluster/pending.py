@@ -90,7 +90,7 @@ class Pending:
         if not reads:
             self.counter += count
         else:
-            self.reads_wait(0)
+            self._drop_done_reads()
             self._reads.append(chunk)
         self.messages += count
         self.bytes += len(lines)
@@ -145,10 +145,12 @@ class Pending:
 
     def reads_wait(self, ticket: int) -> bool:
         """Whether reads of this ticket or before are not answered yet."""
-        waiting = self._reads
-        while waiting and waiting[0].is_done:
-            waiting.popleft()
-        return bool(waiting) and waiting[0].ticket <= ticket
+        self._drop_done_reads()
+        return bool(self._reads) and self._reads[0].ticket <= ticket
+
+    def _drop_done_reads(self) -> None:
+        while self._reads and self._reads[0].is_done:
+            self._reads.popleft()
 
     def reads(self) -> Iterator[Chunk]:
         """The reads that were handed over and are not done."""

@@ -21,7 +21,6 @@ Dials and Listens are pure: messages in, messages out. Their caller keeps the ti
 frames.Reader of the limit SMALL until `trusted`, and closes the connection at NotTrusted.
 """
 
-import errno
 import hmac
 import os
 import re
@@ -162,8 +161,7 @@ def secret_of(mount: Mount, *, make: bool = True) -> bytes:
         mount.check_folders(FOLDER)
         if make:
             mount.make_folder(FOLDER)
-            there = mount.once_shown(lambda: mount.names(FOLDER), errno.ENOENT, errno.ESTALE)
-            if NAME not in there:
+            if NAME not in mount.names_once_shown(FOLDER):
                 _make(mount)
         elif FOLDER not in mount.names() or NAME not in mount.names(FOLDER):
             raise ConfigError(f"{mount.root}: no server has been started with --cluster on it")

@@ -136,7 +136,7 @@ def create(mount: Mount, *, insist: bool) -> Format:
         if not os.path.isdir(root):
             with suppress(FileExistsError):
                 os.mkdir(root, FOLDER_MODE)
-        there = mount.once_shown(mount.names, errno.ENOENT, errno.ESTALE)
+        there = mount.names_once_shown()
         others = [n for n in there if n not in HARMLESS and not n.startswith(UNFINISHED)]
         if others and "FORMAT" not in others:
             raise StoreUnreachable(

@@ -90,6 +90,10 @@ class Mount:
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
+    def names_once_shown(self, *folder: str) -> list[str]:
+        """names() of a folder that this server or another has just made."""
+        return self.once_shown(lambda: self.names(*folder), errno.ENOENT, errno.ESTALE)
+
     def names(self, *folder: str) -> list[str]:
         """The names in a folder opened anew, sorted, without what network file systems leave behind."""
         return sorted(n for n in self.all_names(*folder) if not n.startswith(FOREIGN))

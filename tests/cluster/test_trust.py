@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import threading
 from pathlib import Path
@@ -26,6 +27,7 @@ from pkgindex.cluster.frames import (
 from pkgindex.cluster.trust import Dials, Listens, NotTrusted, secret_of
 from pkgindex.errors import ConfigError, StoreDamaged, StoreUnreachable
 from pkgindex.store.mount import Mount
+from tests.store.test_rules_names import hiding
 
 SECRET, STORE = bytes(range(32)), "0123456789abcdef" * 2
 
@@ -262,14 +264,7 @@ def test_a_folder_of_servers_that_leads_elsewhere_is_refused(mount: Mount, tmp_p
 def test_a_folder_that_another_server_has_just_made_is_used_when_the_mount_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mount, names = Mount(str(tmp_path)), Mount.names
-    left = iter(range(2))
-
-    def hiding(of: Mount, *folder: str) -> list[str]:
-        if folder and next(left, None) is not None:
-            raise FileNotFoundError(2, "No such file or directory", of.path(*folder))
-        return names(of, *folder)
-
-    monkeypatch.setattr(Mount, "names", hiding)
+    mount = Mount(str(tmp_path))
+    monkeypatch.setattr(Mount, "names", hiding(Mount.names, 2, errno.ENOENT))
     monkeypatch.setattr(Mount, "is_local", lambda _: False)
     assert secret_of(mount) == secret_of(mount)
