@@ -211,24 +211,26 @@ def start(mutant: str, place: Place, root: Path, seat: int, options: tuple[str, 
     )
 
 
+def network_of(story: Story) -> Network:
+    assert isinstance(story.place, Networked)
+    assert story.place.network is not None
+    return story.place.network
+
+
 def cut(story: Story, life: Life, *cables: str) -> float:
     """Cut a server off. Whom it cannot help, it closes; whoever is cut off from it, waits. Say when."""
-    place = story.place
-    assert isinstance(place, Networked)
-    assert place.network is not None
+    network = network_of(story)
     return story.cut_off(
         life,
-        partial(place.network.cut, life.number, *cables),
-        partial(place.network.mend, life.number, *cables),
+        partial(network.cut, life.number, *cables),
+        partial(network.mend, life.number, *cables),
         closes=SERVERS in cables,
     )
 
 
 def roughen(story: Story) -> float:
     """The servers hear each other late, and not always at once: nobody has to be replaced. Say when."""
-    network = story.place.network if isinstance(story.place, Networked) else None
-    assert network is not None
-    dice = story.random
+    network, dice = network_of(story), story.random
     return story.roughen(
         partial(network.roughen, loss=dice.uniform(0.005, 0.03), delay=dice.uniform(0.002, 0.02)),
         partial(network.roughen, loss=0.0, delay=0.0),
