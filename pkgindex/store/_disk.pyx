@@ -46,7 +46,7 @@ cdef extern from "<sys/uio.h>" nogil:
     ctypedef struct iovec "struct iovec":
         void *iov_base
         size_t iov_len
-    ssize_t writev(int fd, const iovec *parts, int count)
+    ssize_t pwritev(int fd, const iovec *parts, int count, int64_t offset)
 
 cdef extern from "<fcntl.h>" nogil:
     int openat(int dir, const char *path, int flags, ...)

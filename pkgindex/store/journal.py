@@ -34,7 +34,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 from pkgindex._core import crc32c
-from pkgindex.store._disk import Committer, read_batches
+from pkgindex.store._disk import Committer, is_local, read_batches
 from pkgindex.store.claim import SEGMENT, Claim
 from pkgindex.store.mount import Mount, epoch_name
 from pkgindex.store.origins import Origins, Recorded
@@ -154,8 +154,10 @@ class Journal:
         self._claim = claim
         self._staging = claim.staging
         self._owed = owed
-        self._committer = Committer(self._staging.fd, event, segment_limit)
+        self._local = is_local(self._staging.fd)
+        self._committer = Committer(self._staging.fd, event, segment_limit, self._local)
         self._fd = -1
+        self._restless: tuple[int, ...] = ()  # the inodes that every proof changes
         self._sizes: dict[int, int] = {}  # of the closed segments that are still there
         self._last: dict[int, int] = {}  # the last change in each of them
         self.written = 0  # see Head: what the next one is to say
@@ -196,13 +198,15 @@ class Journal:
             covered=len(covered),
             forgotten=self.origins.forgotten,
         )
+        if self._local:
+            self._restless = self._staging.inodes(self._claim.proof)
         self._begin(head)
         self._committer.prove()
         self._thread.start()
 
     def _begin(self, head: Head) -> None:
         data = head.encode()
-        fd = self._staging.create("segment", data)
+        fd = self._staging.create_apart("segment", data, self._restless)
         inode = os.fstat(fd).st_ino
         name = segment_name(head.epoch, head.segment)
         self._staging.publish("segment", "journal", name)

@@ -5,6 +5,7 @@ A store is made once and claimed once, and then read again after each of thousan
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pkgindex.store.claim import Claim, claim
 from pkgindex.store.format import Format
 from pkgindex.store.mount import Mount
 from pkgindex.store.recovery import recover
+from tests.store.reading import without_room
 from tests.store.writer import Writer, index_of, made
 
 Index = dict[str, list[str]]
@@ -105,6 +107,8 @@ def finish(root: Path, writer: Writer) -> Damaged:
         pass
     else:
         raise AssertionError("a deposed writer has committed")
+    for path in (root / "journal").iterdir():
+        os.truncate(path, len(without_room(path)))  # there is nothing to damage there
     return Damaged(root, mount, made(mount), mine, right)
 
 

@@ -24,7 +24,7 @@ from tests.store.tracing import Call, Traced
 # Kinds of calls by whether a file, a name or a journal depends on them.
 CALLS = (
     "fdatasync",
-    "writev",
+    "pwritev",
     "renameat",
     "fsync",
     "syncfs",
@@ -184,6 +184,6 @@ def assert_silent_after(life: Life, what: str) -> None:
     (at, failed) = next(
         (n, line) for n, line in enumerate(lines) if "(INJECTED)" in line and "/the-store/" in line
     )
-    if re.search(r"(fdatasync|writev)\(|rename\w*\(.*proof-", failed):
+    if re.search(r"(fdatasync|pwritev)\(|rename\w*\(.*proof-", failed):
         later = [line for line in lines[at + 1 :] if "socket:" in line and '"OK\\n' in line]
         assert not later, (what, failed, later)

@@ -121,6 +121,11 @@ def head_of(data: bytes) -> tuple[dict[str, object], bytes, int] | None:
     return fields, data[match.end() : end], end + len(closing)
 
 
+def without_room(path: Path) -> bytes:
+    """Give a segment's bytes without the zeros behind its last batch, which the next ones write over."""
+    return path.read_bytes().rstrip(b"\0")
+
+
 def batch_ends(data: bytes) -> list[int]:
     """Give the offset of the end of the head and of each whole batch behind it.
 

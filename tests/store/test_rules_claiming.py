@@ -24,6 +24,7 @@ from pkgindex.store import recovery
 from pkgindex.store.claim import Claim, Withdrawn, claim
 from pkgindex.store.mount import Mount, Staging
 from pkgindex.store.recovery import recover
+from tests.store.reading import without_room
 from tests.store.writer import Writer, index_of, made, recovered_index
 
 Patch = pytest.MonkeyPatch
@@ -215,7 +216,7 @@ def test_c2_the_old_proof_survives_a_claimant_that_dies_before_it_has_read(
 ) -> None:
     with Writer(root) as old:
         old.ask("INDEX|a|")
-        size = (root / "journal" / segment(1, 0)).stat().st_size
+        size = len(without_room(root / "journal" / segment(1, 0)))
         with pytest.MonkeyPatch.context() as patch:
             if mutant:
                 patch.setattr(
@@ -235,7 +236,7 @@ def test_c2_newest_first_so_that_nobody_finds_the_oldest_robbed_of_its_proof(
     """2 sleeps before its fence; 3 begins to fence; 2 wakes between two steps of 3."""
     with Writer(root) as first:
         first.ask("INDEX|a|")
-        acknowledged = (root / "journal" / segment(1, 0)).stat().st_size
+        acknowledged = len(without_room(root / "journal" / segment(1, 0)))
         if mutant:
             monkeypatch.setattr(claiming, "reversed", iter, raising=False)
         outcome: list[Claim] = []
@@ -309,7 +310,7 @@ def test_c3_a_proof_is_remembered_from_its_rename_not_from_a_later_listing(
 ) -> None:
     with Writer(root) as old:
         old.ask("INDEX|a|")
-        acknowledged = (root / "journal" / segment(1, 0)).stat().st_size
+        acknowledged = len(without_room(root / "journal" / segment(1, 0)))
         take = Staging.take
 
         def taken(self: Staging, name: str, *source: str) -> None:
@@ -375,7 +376,7 @@ def test_c3_a_journal_shorter_than_its_proof_is_a_stale_cache_and_read_again(
 ) -> None:
     with Writer(root) as old:
         old.ask("INDEX|a|")
-        first = (root / "journal" / segment(1, 0)).stat().st_size
+        first = len(without_room(root / "journal" / segment(1, 0)))
         old.ask("INDEX|b|")
     mount = Stale(root)
     mount.short[segment(1, 0)] = (first, 4)
@@ -390,7 +391,7 @@ def test_c3_a_journal_that_stays_shorter_than_its_proof_is_damage_and_named(
     monkeypatch.setattr(recovery, "PATIENCE_SECONDS", 0.2)
     with Writer(root) as old:
         old.ask("INDEX|a|")
-        first = (root / "journal" / segment(1, 0)).stat().st_size
+        first = len(without_room(root / "journal" / segment(1, 0)))
         old.ask("INDEX|b|")
     mount = Stale(root)
     mount.short[segment(1, 0)] = (first, 1_000_000)
@@ -401,7 +402,9 @@ def test_c3_a_journal_that_stays_shorter_than_its_proof_is_damage_and_named(
 def test_c3_above_the_proven_position_a_torn_batch_is_the_end(root: Path) -> None:
     with Writer(root) as old:
         old.ask("INDEX|a|")
-        with (root / "journal" / segment(1, 0)).open("ab") as file:
+        path = root / "journal" / segment(1, 0)
+        with path.open("r+b") as file:
+            file.seek(len(without_room(path)))
             file.write(b"batch 00000005 00000001 0000000000000002 00000000\n+b")
     assert recovered_index(root) == {"a": []}
 

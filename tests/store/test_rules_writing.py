@@ -26,9 +26,9 @@ from pkgindex.store import packages, recovery
 from pkgindex.store._disk import Committer, Files, Folders
 from pkgindex.store.claim import claim
 from pkgindex.store.journal import segment_name
-from pkgindex.store.mount import Mount
+from pkgindex.store.mount import INODES_APART, Mount
 from tests.servers import ServerFailed, Wire
-from tests.store.reading import head_of, read_files
+from tests.store.reading import head_of, read_files, without_room
 from tests.store.test_rules_claiming import caught, mutants
 from tests.store.tracing import Call, Traced, require_strace
 from tests.store.writer import Writer, index_of, recovered_index
@@ -118,7 +118,10 @@ def live(root: Path, *, careful: bool = False, mutation: str = "") -> Iterator[T
     """Two lives of a server on one store: the first is killed, the second stopped."""
     require_strace()
     if careful:
-        mutation = f"import pkgindex.store.packages as p; p.is_local = lambda fd: False\n{mutation}"
+        mutation = (
+            "import pkgindex.store.journal as j, pkgindex.store.packages as p\n"
+            f"j.is_local = p.is_local = lambda fd: False\n{mutation}"
+        )
     lines = (
         [b"INDEX|a|", b"INDEX|b|a", b"REMOVE|nothing|", b"INDEX|c|a,b", b"REMOVE|c|"],
         [b"INDEX|d|a", b"REMOVE|b|"],
@@ -286,7 +289,7 @@ def judge_w2(trace: Trace) -> None:
     """Each answer to a change: append, fdatasync, proof of just that position, answer."""
     sizes: dict[str, int] = {}
     written = [
-        c for c in trace["write writev"] if trace.on(c).startswith(f"journal/{trace.epoch}-")
+        c for c in trace["write pwritev"] if trace.on(c).startswith(f"journal/{trace.epoch}-")
     ]
     begun = -1
     for answer in trace.answers:
@@ -296,7 +299,10 @@ def judge_w2(trace: Trace) -> None:
         for append in since:
             segment = trace.on(append).partition("-")[2]
             head = head_size(trace, trace.on(append))
-            sizes[segment] = sizes.get(segment, head) + int(append.result)
+            size, room = batch_size(append)
+            assert append.arguments.endswith(f", {sizes.get(segment, head)}"), append
+            assert int(append.result) == size + room, append
+            sizes[segment] = sizes.get(segment, head) + size
             synced = first_after(trace.syncs(trace.on(append)), append)
             assert in_order(append, synced, proofs[-1][0], answer), append
             assert synced is not None
@@ -305,6 +311,50 @@ def judge_w2(trace: Trace) -> None:
         begun = answer.ended
     names = [name for _, name in trace.proofs]
     assert len(set(names)) == len(names), "a proof that changes nothing"
+
+
+def batch_size(append: Call) -> tuple[int, int]:
+    """How many bytes a batch has, and how many zeros it takes along for the next ones to write over."""
+    head, lines, *room = re.findall(r"iov_len=(\d+)", append.arguments)
+    assert all('iov_base="\\0\\0' in append.arguments for _ in room), append
+    return int(head) + int(lines), sum(map(int, room))
+
+
+def test_w2_a_small_batch_finds_room_and_none_is_kept_where_a_sync_is_no_local_one(
+    lives: Lives, careful_lives: Lives
+) -> None:
+    for traces, most in ((lives, 1), (careful_lives, 0)):
+        for trace in traces:
+            for segment in {trace.on(c) for c in trace["pwritev"]}:
+                rooms = [batch_size(c)[1] for c in trace["pwritev"] if trace.on(c) == segment]
+                assert [bool(room) for room in rooms[:most]] == [True] * most, segment
+                assert not any(rooms[most:]), segment
+
+
+def test_w2_a_segment_shares_no_block_of_inodes_with_what_each_proof_changes(root: Path) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|a|")
+        writer.journal.rotate()
+        writer.ask("INDEX|b|")
+        staging = root / "staging" / writer.claim.staging.name
+        (proof,) = staging.glob("proof-*")
+        for segment in (root / "journal").iterdir():
+            for restless in (proof, staging):
+                assert abs(segment.stat().st_ino - restless.stat().st_ino) >= INODES_APART
+        assert {path.name for path in staging.iterdir()} == {"owner", proof.name}
+
+
+def test_w2_where_all_inodes_are_near_a_segment_is_made_all_the_same(root: Path) -> None:
+    with Writer(root) as writer:
+        staging = writer.claim.staging
+        near = os.fstat(staging.fd).st_ino
+        everywhere = range(max(0, near - 100_000), near + 100_000)
+        fd = staging.create_apart("new", b"contents", everywhere)
+        assert os.path.samestat(os.fstat(fd), os.stat("new", dir_fd=staging.fd))
+        os.close(fd)
+        found = root / "staging" / staging.name
+        assert (found / "new").read_bytes() == b"contents"
+        assert not list(found.glob("new-*"))
 
 
 def head_size(trace: Trace, segment: str) -> int:
@@ -345,7 +395,7 @@ def test_w2_a_deposed_writer_acknowledges_nothing_though_its_journal_takes_the_b
         monkeypatch.setattr(
             journaling,
             "Committer",
-            lambda staging, event, limit: Committer(os.open(aside, os.O_RDONLY), event, limit),
+            lambda _, *others: Committer(os.open(aside, os.O_RDONLY), *others),
         )
         proof = "proof-00000000-000000000000-0"
         (aside / proof).touch()
@@ -577,7 +627,7 @@ def judge_w6(trace: Trace) -> None:
         folder = first_after(trace.syncs("journal"), rename)
         looked = first_after(trace.listings("journal"), folder)
         number = segment.partition("-")[2]
-        rests = [c for c in trace["write writev"] if trace.on(c) == segment]
+        rests = [c for c in trace["write pwritev"] if trace.on(c) == segment]
         rests += [call for call, name in trace.proofs if name.startswith(f"proof-{number}-")]
         rests += [call for call, old in gone if call.begun > rename.ended]
         assert rests, f"nothing rests on {segment}"
@@ -634,7 +684,7 @@ def test_w6_a_head_tells_its_epoch_number_next_change_and_the_segment_before(roo
     with Writer(root) as writer:
         writer.ask("INDEX|a|", "INDEX|b|")
         writer.journal.rotate()
-    before = (root / "journal" / segment_name(1, 0)).read_bytes()
+    before = without_room(root / "journal" / segment_name(1, 0))
     head = head_of((root / "journal" / segment_name(1, 1)).read_bytes())
     assert head is not None
     fields = head[0]
@@ -719,7 +769,7 @@ def test_w6_a_first_segment_without_a_whole_head_is_damage_when_its_successor_is
 
 @pytest.mark.parametrize(
     ("call", "place"),
-    [("fdatasync", "journal/00000001-00000000"), ("writev", "journal/00000001-00000000")],
+    [("fdatasync", "journal/00000001-00000000"), ("pwritev", "journal/00000001-00000000")],
 )
 def test_w7_the_first_failed_call_is_final_though_a_second_would_succeed(
     root: Path, call: str, place: str

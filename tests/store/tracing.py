@@ -52,7 +52,7 @@ class Call:
     @property
     def paths(self) -> list[str]:
         """What it is about: the path of each descriptor, or of each name below a descriptor."""
-        if self.name in ("write", "writev", "sendto", "sendmsg"):
+        if self.name in ("write", "writev", "pwritev", "sendto", "sendmsg"):
             return re.findall(r"^\d+<([^>]*)>", self.arguments)
         found = []
         for folder, name, plain, descriptor in _PATH.findall(self.arguments):

@@ -50,7 +50,7 @@ CALLS = (
 )
 
 #: What nobody uses is not understood: better to stop than to leave it out.
-UNKNOWN = ("pwritev", "truncate", "fallocate", "sync_file_range", "copy_file_range", "sendfile")
+UNKNOWN = ("truncate", "fallocate", "sync_file_range", "copy_file_range", "sendfile")
 
 #: Where a traced writer without a server says what it heard and told (see lives.py).
 SAYING = "/dev/null"
@@ -378,7 +378,7 @@ class _Process:
         elif name in ("fsync", "fdatasync", "syncfs"):
             if number := self.syncs.pop(call.begun, None):
                 self.recording.note(SyncEnded(number))
-        elif name in ("write", "writev", "pwrite64", "ftruncate"):
+        elif name in ("write", "writev", "pwrite64", "pwritev", "ftruncate"):
             if descriptor in self.open:
                 self._written(call, descriptor)
         else:
@@ -435,7 +435,7 @@ class _Process:
         assert len(data) == size, "not all of the bytes were recorded"
         file = self.recording.disk.nodes[node]
         assert isinstance(file, File)
-        if call.name == "pwrite64":
+        if call.name in ("pwrite64", "pwritev"):
             offset = int(call.arguments.rpartition(",")[2])
         else:
             offset = len(file.seen) if self.appends[descriptor] else self.offsets[descriptor]

@@ -35,8 +35,9 @@ PATIENCE = 30.0
 
 #: The product takes the path of NFS and FUSE: each file and folder synced by itself.
 CAREFUL = """
-import pkgindex.store.packages, pkgindex.store.recovery
-pkgindex.store.packages.is_local = pkgindex.store.recovery.is_local = lambda fd: False
+import pkgindex.store.journal, pkgindex.store.packages, pkgindex.store.recovery
+for module in (pkgindex.store.journal, pkgindex.store.packages, pkgindex.store.recovery):
+    module.is_local = lambda fd: False
 """
 
 

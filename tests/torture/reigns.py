@@ -42,7 +42,7 @@ __all__ = ["HELD", "INCESSANT_ROUNDS", "NO_ROUNDS", "READING_CALLS", "Place", "R
 
 #: What a writer asks of the store while it serves: kinds of calls, and the first and last number to stop at.
 COMMIT_CALLS = {
-    "writev": (1, 4),
+    "pwritev": (1, 4),
     "fdatasync": (1, 4),
     "renameat": (1, 16),
     "openat": (1, 16),
