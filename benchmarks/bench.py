@@ -141,6 +141,8 @@ class Bench:
         seconds = self.seconds * workload.length
         for number in range(min(self.rounds, workload.rounds or self.rounds)):
             for server in taking_part:
+                if workload.durable or workload.rate:
+                    self.rest(taking_part)
                 if workload.durable:
                     place = self.place(workload, number, server)
                     one = run_durable(workload, server, place, seconds)
@@ -151,6 +153,13 @@ class Bench:
                 results[server.name].append(one)
                 show(workload, number, server, one)
         return results
+
+    def rest(self, servers: list[Server]) -> None:
+        """Have nothing left to do that the run before has begun."""
+        for server in servers:
+            if server.pid:
+                server.settle()
+        machine.rest()
 
     def place(self, workload: Workload, number: int, server: Server) -> Path:
         """A durable run's folder: a new one, except that a cluster of PostgreSQL takes long to make."""

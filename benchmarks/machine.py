@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,8 @@ BUILD = HERE.parent / "build" / "bench"
 SERVER_CPU = 0
 GENERATOR_CPU = 1
 ALL_CPUS = f"0-{(os.cpu_count() or 1) - 1}"
+
+REST_SECONDS = 20.0  # that others may need to come to rest
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -99,6 +102,19 @@ def machine_busy_seconds() -> float:
     fields = [int(f) for f in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     user, nice, system, _idle, _iowait, irq, softirq, steal = fields
     return (user + nice + system + irq + softirq + steal) / _TICKS
+
+
+def rest() -> None:
+    """Let the disk write what it has, and wait until nobody uses the machine, but not for ever.
+
+    Millions of files keep the kernel busy for a while after the run that made them."""
+    os.sync()
+    deadline = time.monotonic() + REST_SECONDS
+    while time.monotonic() < deadline:
+        before = machine_busy_seconds()
+        time.sleep(0.4)
+        if machine_busy_seconds() - before < 0.04:
+            return
 
 
 def resident_bytes(pid: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import machine
 from probes import PROBES
-from targets import NEAR, OURS, TARGETS, Document, figure, middle, ratio
+from targets import NEAR, OURS, TARGETS, Document, Target, figure, middle, ratio
 from workloads import TITLES
 
 NOISY = 0.05  # of a CPU used by strangers: past this the figures are not to be quoted
@@ -62,18 +62,19 @@ def targets_table(document: Document) -> list[str]:
         judged = target.judged(document)
         value, met = ("–", "not measured")
         if judged is not None:
-            value, met = shown(judged[0]), _met(*judged, target.limited(document))
+            value, met = shown(judged[0]), _met(target, *judged, target.limited(document))
         row = "" if target.row == before else target.row
         lines.append(f"| {row} | {target.wanted} | {value} | {met} |")
         before = target.row
     return [*lines, ""]
 
 
-def _met(value: float, met: bool, limit: float | None) -> str:
+def _met(target: Target, value: float, met: bool, limit: float | None) -> str:
     if met or limit is None:
         return "met" if met else "**not met**"
-    share = f"{value / limit:.0%} of the machine's limit, {shown(limit)}"
-    return share if value >= NEAR * limit else f"**not met**: {share}"
+    share = target.share(value, limit)
+    text = f"{share:.0%} of the machine's limit, {shown(limit)}"
+    return text if share >= NEAR else f"**not met**: {text}"
 
 
 def shown(value: float) -> str:

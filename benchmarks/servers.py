@@ -23,6 +23,7 @@ from typing import Any
 import machine
 from tables import Table
 
+UNTIL_KILLED = 3600  # seconds: longer than any run
 START_SECONDS = 60
 SETTLE_SECONDS = 900
 IDLE_SHARE = 0.02  # of a CPU: timers
@@ -254,6 +255,41 @@ class Bare(Server):
 
     def command(self) -> list[str | Path]:
         return [sys.executable, machine.HERE / "peers" / "bare.py", str(self.port)]
+
+
+class BareBesideDisk(Bare):
+    """The same, and beside it on its core the bare calls that as many durable changes cost the disk."""
+
+    name = "uvloop-disk"
+    title = "bare uvloop, beside bare commits and package files"
+    commits = 1_000  # a second, for all the changes of that second
+    files = 5_000  # a second
+
+    def generate(self, *options: str | Path) -> Result:
+        """As others do, while the disk is kept at work."""
+        began = time.monotonic_ns()
+        beside = []
+        for name, rate, more, flags in (
+            ("commit", self.commits, [], ()),
+            ("publish", self.files, ["1"], ("-O2", "-pthread")),
+        ):
+            folder = self.folder / f"{name}-{began}"
+            folder.mkdir()
+            program = machine.compiled(f"peers/{name}.c", *flags)
+            words = machine.pinned(
+                machine.SERVER_CPU, program, folder, str(UNTIL_KILLED), *more, str(rate)
+            )
+            nice = ["nice", "-n", "10"] if name == "publish" else []
+            beside.append(subprocess.Popen([*nice, *words], stdout=subprocess.DEVNULL))
+        try:
+            report = super().generate(*options)
+            if any(each.poll() is not None for each in beside):
+                raise BenchError(f"{self.name}: what keeps the disk at work has ended")
+            return report
+        finally:
+            for each in beside:
+                each.kill()
+                each.wait()
 
 
 class Files(Server):
@@ -597,6 +633,7 @@ SERVERS: tuple[Callable[[], Server], ...] = (
     PkgindexInMemory,
     Limit,
     Bare,
+    BareBesideDisk,
     CommitLoop,
     Redis,
     Memcached,

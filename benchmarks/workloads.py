@@ -143,7 +143,7 @@ def _steady() -> Iterator[Workload]:
     times = {"rate": 20_000, "rounds": 3, "length": LONG}
     yield Workload("open", title, *loop, ("pkgindex", "uvloop"), **times)
     title = "QUERY, open loop at 20,000/s, beside 5,000 durable INDEX/s"
-    yield Workload("open-beside", title, *loop, ("pkgindex",), beside=5_000, **times)
+    yield Workload("open-beside", title, *loop, ("pkgindex", "uvloop-disk"), beside=5_000, **times)
 
 
 def _mount() -> Iterator[Workload]:

@@ -507,6 +507,11 @@ cdef class Graph:
         return self.redo.size
 
     @property
+    def queries(self):
+        """QUERY messages answered so far."""
+        return self.counted[QUERY * 3 + OK] + self.counted[QUERY * 3 + FAIL]
+
+    @property
     def newest(self):
         """The ticket that the last change rests on; 0 before the first."""
         return self.ticket if self.redo.size else self.ticket - 1

@@ -195,6 +195,22 @@ def test_a_target_beyond_the_machines_own_limit_is_held_against_that() -> None:
     assert redis_row(85_000.0).endswith("| **not met**: 85% of the machine's limit, 1.25 |")
 
 
+def test_a_bound_from_above_is_held_against_the_machines_own_limit_too() -> None:
+    def row(ours: float) -> str:
+        results = document()
+        results["results"]["open"]["uvloop"] = rounds(20_000.0, 500.0)
+        results["results"]["open-beside"] = {
+            "pkgindex": rounds(20_000.0, 300.0 + ours),
+            "uvloop-disk": rounds(20_000.0, 2_500.0),
+        }
+        (found,) = (line for line in report.targets_table(results) if "1 ms more" in line)
+        return found
+
+    assert row(900.0).endswith("| 0.90 | met |")
+    assert row(2_000.0).endswith("| 2.00 | 100% of the machine's limit, 2.00 |")
+    assert row(4_000.0).endswith("| **not met**: 50% of the machine's limit, 2.00 |")
+
+
 def test_every_target_is_of_a_workload_or_a_probe_that_there_is() -> None:
     from probes import PROBES
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Server, Wire
-from tests.store.reading import read_files, read_index, reversed_index
+from tests.store.reading import read_files, read_index, reversed_index, without_room
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_a_damaged_file_is_refused_and_named(where: str, root: Path) -> None:
             wire.ask_all([b"INDEX|a|", b"INDEX|b|a"])
         assert (server.stop() if where == "forward" else server.kill()) is not None
     path = next(p for p in sorted((root / where).rglob("*")) if p.is_file())
-    data = bytearray(path.read_bytes())
+    data = bytearray(without_room(path))
     data[len(data) // 2] ^= 0x01
     path.write_bytes(data)
     code, line = refused("--store", f"file:{root}", "--rebuild", *ANYWHERE)

@@ -1,9 +1,9 @@
 /* commit: the bare loop below a durable change: append, fdatasync, rename; nothing else.
  *
- *     commit FOLDER SECONDS        prints {"rate": commits a second, latencies in microseconds}
+ *     commit FOLDER SECONDS [RATE]     prints {"rate": commits a second, latencies in microseconds}
  *
  * It appends what one INDEX makes of pkgindex's journal, and renames a file to and fro as pkgindex does
- * to prove that it is still the writer. What the disk gives to this loop nobody can exceed at depth 1.
+ * to prove that it is still the writer. With RATE it makes so many commits a second, and no more.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -34,8 +34,8 @@ static int by_value(const void *a, const void *b)
 int main(int count, char **words)
 {
     static const char change[] = "batch 00000013 00000001 0000000000000001 00000000\n+p-0000-00000000||\n";
-    if (count != 3 || chdir(words[1]) != 0 || mkdir("journal", 0700) != 0 || mkdir("staging", 0700) != 0) {
-        fputs("usage: commit EMPTY-FOLDER SECONDS\n", stderr);
+    if (count < 3 || count > 4 || chdir(words[1]) != 0 || mkdir("journal", 0700) != 0 || mkdir("staging", 0700) != 0) {
+        fputs("usage: commit EMPTY-FOLDER SECONDS [RATE]\n", stderr);
         return 2;
     }
     int journal = open("journal/segment", O_WRONLY | O_CREAT | O_EXCL | O_APPEND, 0600);
@@ -47,6 +47,7 @@ int main(int count, char **words)
     }
     char before[40] = "proof-00000000-000000000000-0", after[40];
     size_t commits = 0;
+    double pause = count > 3 ? 1 / atof(words[3]) : 0;
     double began = now(), last = began, end = began + atof(words[2]);
     while (last < end && commits < MOST) {
         snprintf(after, sizeof after, "proof-00000000-%012zx-0", commits + 1);
@@ -59,6 +60,11 @@ int main(int count, char **words)
         double at = now();
         latencies[commits++] = (at - last) * 1e6;
         last = at;
+        double early = began + (double)commits * pause - at;
+        if (pause > 0 && early > 0) {
+            nanosleep(&(struct timespec){.tv_nsec = (long)(early * 1e9)}, NULL);
+            last = now();
+        }
     }
     qsort(latencies, commits, sizeof *latencies, by_value);
     printf("{\"rate\": %.1f, \"latency_us\": {\"mean\": %.2f, \"p50\": %.2f, \"p99\": %.2f, \"max\": %.2f}}\n",

@@ -1,14 +1,16 @@
 /* publish: what a file system gives to files that are each written once: temporary file, then rename.
  *
- *     publish FOLDER SECONDS THREADS     prints {"rate": files a second}
+ *     publish FOLDER SECONDS THREADS [RATE]     prints {"rate": files a second}
  *
  * In groups of as many as pkgindex has on their way at once: all are made and written in staging, synced,
  * renamed into one of 256 folders, and the names synced. On a local disk (one thread) a syncfs stands for
- * the syncs of a group; elsewhere (several threads) each file, and each folder, has its own.
+ * the syncs of a group; elsewhere (several threads) each file, and each folder, has its own. With RATE it
+ * makes so many files a second, and no more, and gives the processor away before each.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +22,7 @@
 enum { GROUP = 8192, SHARDS = 256, MOST_THREADS = 64, LOCAL_THREADS = 1 };
 
 static int staging, shards[SHARDS], threads;
-static double end;
+static double began, end, pause_a_file;
 static int over;
 static pthread_barrier_t border;
 
@@ -39,20 +41,31 @@ static void check(int result, const char *what)
     }
 }
 
+static void give_way(void)
+{
+    if (pause_a_file > 0)
+        sched_yield();
+}
+
 /* A thread's share of the groups, until the time is over; how many files it has published. */
 static void *publish(void *argument)
 {
     uintptr_t first = (uintptr_t)argument, files = 0;
     char temporary[32], name[32], text[64];
     for (uintptr_t group = 0;; group++) {
-        if (pthread_barrier_wait(&border) == PTHREAD_BARRIER_SERIAL_THREAD)
+        if (pthread_barrier_wait(&border) == PTHREAD_BARRIER_SERIAL_THREAD) {
+            double early = began + (double)(group * GROUP) * pause_a_file - now();
+            if (pause_a_file > 0 && early > 0)
+                nanosleep(&(struct timespec){(time_t)early, (long)((early - (double)(time_t)early) * 1e9)}, NULL);
             over = now() > end;  /* decided by one, for all */
+        }
         pthread_barrier_wait(&border);
         if (over)
             return (void *)files;
         for (uintptr_t i = first; i < GROUP; i += (uintptr_t)threads) {
             snprintf(temporary, sizeof temporary, "%lx", group * GROUP + i);
             int size = snprintf(text, sizeof text, "p-%04lu-%08lu\nforward 0 00000000\n", i % 16, group * GROUP + i);
+            give_way();
             int fd = openat(staging, temporary, O_WRONLY | O_CREAT | O_EXCL, 0600);
             check(fd, "open");
             check(write(fd, text, (size_t)size) == size ? 0 : -1, "write");
@@ -66,6 +79,7 @@ static void *publish(void *argument)
         for (uintptr_t i = first; i < GROUP; i += (uintptr_t)threads, files++) {
             snprintf(temporary, sizeof temporary, "%lx", group * GROUP + i);
             snprintf(name, sizeof name, "p-%04lu-%08lu", i % 16, group * GROUP + i);
+            give_way();
             check(renameat(staging, temporary, shards[i * 2654435761u / 4096 % SHARDS], name), "rename");
         }
         pthread_barrier_wait(&border);
@@ -79,9 +93,10 @@ static void *publish(void *argument)
 
 int main(int count, char **words)
 {
-    threads = count == 4 ? atoi(words[3]) : 0;
+    threads = count >= 4 ? atoi(words[3]) : 0;
+    pause_a_file = count == 5 ? 1 / atof(words[4]) : 0;
     if (threads < 1 || threads > MOST_THREADS || chdir(words[1]) != 0 || mkdir("staging", 0700) != 0) {
-        fputs("usage: publish EMPTY-FOLDER SECONDS THREADS\n", stderr);
+        fputs("usage: publish EMPTY-FOLDER SECONDS THREADS [RATE]\n", stderr);
         return 2;
     }
     staging = open("staging", O_RDONLY | O_DIRECTORY);
@@ -93,7 +108,7 @@ int main(int count, char **words)
     }
     pthread_barrier_init(&border, NULL, (unsigned)threads);
     pthread_t others[MOST_THREADS];
-    double began = now();
+    began = now();
     uintptr_t files = 0;
     end = began + atof(words[2]);
     for (uintptr_t i = 0; i < (uintptr_t)threads; i++)

@@ -44,6 +44,11 @@ GRACE_SECONDS = 2.0
 # So it waits for so many turns of the loop while each brings more answers to share it.
 SHARING_TURNS = 2
 
+# A commit with changes costs the processor's time, too, about as much as ten answers. So where QUERYs come by
+# the thousands a second, the next one begins a moment later and carries more, rather than keep them waiting.
+QUERIES_BESIDE = 4  # since the last commit began
+PAUSE_SECONDS = 0.001
+
 logger = log.get_logger()
 
 CLAIMS = 5  # tries against other claimants, with random pauses that grow (rule C8)
@@ -105,6 +110,7 @@ class FileIndex(Index):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._committing = False
         self._scheduled = False
+        self._queries = 0  # answered before the last commit began
         self._commit_failed = self._abandoned = False
         self._quiet: asyncio.Event | None = None
         self._sealed: tuple[memoryview, int, int] = (
@@ -187,15 +193,23 @@ class FileIndex(Index):
             self.congested = True
 
     def _commit(self, before: int = 0, turns: int = SHARING_TURNS) -> None:
-        """Hand the open commit over. `before`: how many answers rested on it a turn ago."""
+        """Hand the open commit over. `before`: how many answers rested on it a turn ago; `turns`: how often
+        it may still be put off."""
         self._scheduled = False
         if self._committing or self._commit_failed:
             return
-        asked = self._graph.asked
-        if turns and self._loop and asked > before + 1 and not self._graph.redo_bytes:
-            self._scheduled = True
-            self._loop.call_soon(self._commit, asked, turns - 1)
-            return
+        asked, queries = self._graph.asked, self._graph.queries
+        if turns and self._loop and not self._graph.full:
+            if not self._graph.redo_bytes:
+                if asked > before + 1:
+                    self._scheduled = True
+                    self._loop.call_soon(self._commit, asked, turns - 1)
+                    return
+            elif queries > self._queries + QUERIES_BESIDE:
+                self._scheduled = True
+                self._loop.call_later(PAUSE_SECONDS, self._commit, asked, 0)
+                return
+        self._queries = queries
         self._seal()
         self._journal.submit(*self._sealed)
         self._committing = True

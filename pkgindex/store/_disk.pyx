@@ -75,6 +75,9 @@ cdef extern from "<dirent.h>" nogil:
     dirent *readdir(DIR *d)
     int closedir(DIR *d)
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<sys/vfs.h>" nogil:
     ctypedef struct statfs_t "struct statfs":
         long f_type

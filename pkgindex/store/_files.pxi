@@ -173,11 +173,14 @@ cdef class Files:
     promises nothing, stage() syncs each file and publish() syncs it again after its rename; otherwise
     the caller calls syncfs between the three. Runs without the GIL; several pieces may be on their way
     at once, each with its own Folders.
+
+    With `yields`, the thread gives the processor away before each file. Otherwise Linux, whatever the
+    thread's priority, may let it run up to its next tick, some milliseconds, before one that has woken up.
     """
     cdef bytes records
     cdef Folders folders
     cdef int staging
-    cdef bint careful
+    cdef bint careful, yields
     cdef File *files
     cdef readonly uint32_t count
     cdef Text names, text
@@ -185,7 +188,8 @@ cdef class Files:
     cdef uint32_t failed_at
     cdef readonly uint64_t bytes_written
 
-    def __cinit__(self, bytes records not None, int staging, Folders folders not None, bint careful):
+    def __cinit__(self, bytes records not None, int staging, Folders folders not None, bint careful,
+                  bint yields=False):
         cdef size_t at = 0, size = len(records)
         cdef const char *base = records
         cdef const Record *record
@@ -196,6 +200,7 @@ cdef class Files:
         self.folders = folders
         self.staging = staging
         self.careful = careful
+        self.yields = yields
         while at < size:
             at += (<const Record *>(base + at)).size
             self.count += 1
@@ -227,12 +232,17 @@ cdef class Files:
         where = f"{KINDS[f.record.kind].decode()}/{f.shard:02x}/{(self.names.data + f.name).decode()}"
         raise OSError(error, f"{self.failed_call.decode()} of {where}: {os.strerror(error)}")
 
+    cdef inline void give_way(self) noexcept nogil:
+        if self.yields:
+            sched_yield()
+
     def stage(self):
         """Write each file that is to be under a temporary name."""
         cdef uint32_t i
         cdef int error = 0
         with nogil:
             for i in range(self.count):
+                self.give_way()
                 if self.files[i].record.exists:
                     error = self.stage_one(self.files + i)
                     if error:
@@ -276,6 +286,7 @@ cdef class Files:
         cdef int error = 0
         with nogil:
             for i in range(self.count):
+                self.give_way()
                 error = self.publish_one(self.files + i)
                 if error:
                     self.failed_at = i
@@ -331,6 +342,7 @@ cdef class Files:
                     memset(fresh[i], 0xFF, self.folders.shards * sizeof(int))
             if not error:
                 for i in range(self.count):
+                    self.give_way()
                     error = self.settle_one(self.files + i, fresh)
                     if error:
                         self.failed_at = i

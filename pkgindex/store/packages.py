@@ -180,6 +180,10 @@ class WriteBehind:
     def _is_due(self) -> bool:
         return self._hurry or self._stop_by is not None
 
+    def _is_pressed(self) -> bool:
+        """Whether the server waits for package files, or soon will: then they give way to nobody."""
+        return self._stop_by is not None or self._journal.size > self._journal_limit // 2
+
     def _late(self) -> bool:
         return self._stop_by is not None and time.monotonic() >= self._stop_by
 
@@ -201,7 +205,11 @@ class WriteBehind:
                     continue  # a large reverse file, of which this was a slice
                 rests_on = self._graph.newest
                 folders = self._folders[len(pieces) % len(self._folders)]
-                pieces.append(Files(records, self._staging.fd, folders, not self._local))
+                pieces.append(
+                    Files(
+                        records, self._staging.fd, folders, not self._local, not self._is_pressed()
+                    )
+                )
                 count += pieces[-1].count
             if not pieces:
                 break

@@ -300,7 +300,7 @@ def judge_w2(trace: Trace) -> None:
             segment = trace.on(append).partition("-")[2]
             head = head_size(trace, trace.on(append))
             size, room = batch_size(append)
-            assert append.arguments.endswith(f", {sizes.get(segment, head)}"), append
+            assert append.arguments.rstrip().endswith(f", {sizes.get(segment, head)}"), append
             assert int(append.result) == size + room, append
             sizes[segment] = sizes.get(segment, head) + size
             synced = first_after(trace.syncs(trace.on(append)), append)
