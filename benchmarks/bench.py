@@ -141,7 +141,7 @@ class Bench:
         seconds = self.seconds * workload.length
         for number in range(min(self.rounds, workload.rounds or self.rounds)):
             for server in taking_part:
-                if workload.durable or workload.rate:
+                if workload.rate:
                     self.rest(taking_part)
                 if workload.durable:
                     place = self.place(workload, number, server)

@@ -44,6 +44,7 @@ def run_durable(workload: Workload, server: Server, folder: Path, seconds: float
         if len(needed):
             server.load(needed)
             server.settle()
+        machine.rest()
         words = options(workload, server)
         if not server.judges:
             with Watch(server) as watch:
@@ -94,6 +95,7 @@ def _run_in_process(workload: Workload, server: InProcess, folder: Path, seconds
         if fresh:
             server.load(synthetic(BASE))
             server.settle()
+        machine.rest()
         result = server.measure("index", workload.connections, seconds)
         if server.judges:
             server.kill()

@@ -40,12 +40,12 @@ __all__ = ["Deposed", "FileIndex", "path_of"]
 # How long past the deadline the files that are being written when it comes may take.
 GRACE_SECONDS = 2.0
 
-# A commit with nothing to sync is only a proof, and that costs the same for one answer as for a hundred.
-# So it waits for so many turns of the loop while each brings more answers to share it.
+# A commit costs the processor the same for one change as for a hundred. So it waits for so many turns of the
+# loop while each brings more to share it: those whose answers have just left are about to ask again.
 SHARING_TURNS = 2
 
-# A commit with changes costs the processor's time, too, about as much as ten answers. So where QUERYs come by
-# the thousands a second, the next one begins a moment later and carries more, rather than keep them waiting.
+# With changes, that is as much as ten answers cost. So where few changes come among thousands of QUERYs a
+# second, the next commit begins a moment later, rather than keep all of these waiting.
 QUERIES_BESIDE = 4  # since the last commit began
 PAUSE_SECONDS = 0.001
 
@@ -200,12 +200,11 @@ class FileIndex(Index):
             return
         asked, queries = self._graph.asked, self._graph.queries
         if turns and self._loop and not self._graph.full:
-            if not self._graph.redo_bytes:
-                if asked > before + 1:
-                    self._scheduled = True
-                    self._loop.call_soon(self._commit, asked, turns - 1)
-                    return
-            elif queries > self._queries + QUERIES_BESIDE:
+            if asked > before + 1:
+                self._scheduled = True
+                self._loop.call_soon(self._commit, asked, turns - 1)
+                return
+            if self._graph.redo_bytes and queries > self._queries + QUERIES_BESIDE:
                 self._scheduled = True
                 self._loop.call_later(PAUSE_SECONDS, self._commit, asked, 0)
                 return

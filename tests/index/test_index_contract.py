@@ -99,15 +99,25 @@ def test_a_journal_over_its_limit_is_shortened_also_if_no_file_lags_behind(tmp_p
     ("first", "second", "commits"),
     [
         (b"REMOVE|a|\nREMOVE|b|\n", b"REMOVE|c|\n", 1),
+        (b"INDEX|a|\nINDEX|b|\n", b"INDEX|c|\n", 1),
         (b"REMOVE|a|\n", b"REMOVE|c|\n", 2),
-        (b"INDEX|a|\nINDEX|b|\n", b"REMOVE|c|\n", 2),
+        (b"INDEX|a|\n", b"INDEX|c|\n", 2),
+        (b"QUERY|a|\n" * 6 + b"REMOVE|a|\n", b"REMOVE|c|\n", 2),
+        (b"QUERY|a|\n" * 6 + b"INDEX|a|\n", b"INDEX|c|\n", 1),
     ],
-    ids=["many without effect", "one without effect", "changes"],
+    ids=[
+        "many without effect",
+        "many changes",
+        "one without effect",
+        "one change",
+        "one without effect beside many queries",
+        "one change beside many queries",
+    ],
 )
-def test_a_proof_alone_waits_a_turn_for_more_answers_if_many_share_it(
+def test_a_commit_waits_a_moment_for_more_answers_if_many_share_it_or_keep_the_server_busy(
     tmp_path: Path, first: bytes, second: bytes, commits: int
 ) -> None:
-    """One client alone is not kept waiting, and neither are changes: their sync is what takes time."""
+    """One client alone is not kept waiting."""
     index = open_index(Settings(store=f"file:{tmp_path / 'index'}"))
     assert isinstance(index, FileIndex)
 
