@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -62,6 +63,8 @@ PATIENCE_SECONDS = 15.0
 BATCHES_BYTES = 64 << 20
 
 READERS = {True: 2, False: 16}  # by "is local": a disk is limited by cores, a mount by latency
+
+HEAD_BYTES = 1 << 16  # of a segment: most heads are shorter, and behind them may lie megabytes
 
 Progress = Callable[[int, int], None]
 
@@ -379,6 +382,10 @@ def highest_chain(mount: Mount) -> list[Head]:
 
 def _head(mount: Mount, name: str) -> Head | None:
     try:
+        with mount.opened("journal", name) as fd:
+            start = os.read(fd, HEAD_BYTES)
+        with suppress(Torn):
+            return parse_head(start)[0]
         return parse_head(mount.read("journal", name))[0]
     except (Torn, FileNotFoundError):
         return None

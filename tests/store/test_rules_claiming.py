@@ -505,6 +505,31 @@ def test_c4_a_package_file_that_is_listed_and_not_found_means_list_again(
 # --- C5 to C8: replaying and owning -----------------------------------------------------------------
 
 
+def test_a_start_reads_each_segment_whole_but_once(root: Path, monkeypatch: Patch) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|a|")
+        writer.journal.rotate()
+        writer.ask("INDEX|b|a")
+    whole = []
+    read = Mount.read
+
+    def noted(self: Mount, *parts: str) -> bytes:
+        whole.extend(parts[1:] if parts[0] == "journal" else ())
+        return read(self, *parts)
+
+    monkeypatch.setattr(Mount, "read", noted)
+    assert recovered_index(root) == {"a": [], "b": ["a"]}
+    assert whole == [segment(1, 0), segment(1, 1)]
+
+
+def test_a_head_of_any_length_is_read(root: Path, monkeypatch: Patch) -> None:
+    with Writer(root) as writer:
+        writer.ask("INDEX|a|")
+    for size in (1, 30, 100, 10_000):
+        monkeypatch.setattr(recovery, "HEAD_BYTES", size)
+        assert recovered_index(root) == {"a": []}
+
+
 @mutants("the lowest is replayed")
 def test_c5_only_the_highest_journal_with_a_whole_head_is_replayed(
     root: Path, mutant: str, monkeypatch: Patch
