@@ -12,6 +12,10 @@ for word in $(cat /proc/cmdline); do
     lab.eth*)
       device=${word%%=*}
       device=${device#lab.}
+      for _ in {1..300}; do  # a slow machine may be here before its cards are
+        [ -e "/sys/class/net/$device" ] && break
+        sleep 0.1
+      done
       ip link set "$device" up
       ip addr add "${word#*=}" dev "$device"
       ;;
