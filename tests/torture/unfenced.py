@@ -44,11 +44,11 @@ def proves_nothing() -> None:
     class Proofless(committer):  # type: ignore[misc, valid-type]
         """Proves in a folder of its own."""
 
-        def __new__(cls, staging: int, event: int, limit: int) -> Any:
+        def __new__(cls, staging: int, *others: Any) -> Any:
             beside = Path(f"/proc/self/fd/{staging}").readlink().parents[2]
             aside = tempfile.mkdtemp(dir=beside)
             fd = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
-            made = super().__new__(cls, fd, event, limit)
+            made = super().__new__(cls, fd, *others)
             made.aside = aside
             return made
 
@@ -66,9 +66,9 @@ def answers_without_a_proof() -> None:
     index = part("index.file:FileIndex")
     commit = index._commit
 
-    def quick(self: Any) -> None:
+    def quick(self: Any, *turns: Any) -> None:
         if self._graph.redo_bytes or self._committing or self._commit_failed:
-            commit(self)
+            commit(self, *turns)
             return
         self._scheduled = False
         ticket, _, _ = self._graph.seal()
