@@ -212,6 +212,11 @@ def _filled(fd: int, data: bytes) -> int:
     return fd
 
 
+def _is_near(fd: int, inodes: Collection[int]) -> bool:
+    inode = os.fstat(fd).st_ino
+    return any(abs(inode - other) < INODES_APART for other in inodes)
+
+
 @dataclass
 class Staging:
     """A writer's own directory, `staging/<epoch>/`, held open: alive until a later writer empties it."""
@@ -227,32 +232,28 @@ class Staging:
 
     def create(self, name: str, data: bytes) -> int:
         """Make a file that was not there, synced. Returns a descriptor to write to it."""
-        return _filled(self._opened(name), data)
+        return _filled(self._made(name), data)
 
     def create_apart(self, name: str, data: bytes, inodes: Collection[int]) -> int:
         """As create(), but far from these inodes, if that is possible.
 
         ext4 without a journal syncs a file together with its inode's block, if anything there has changed:
         beside an inode that changes all the time, each fdatasync costs another write to the disk."""
-        aside = [f"{name}-{tried}" for tried in range(INODES_APART)]
-        made = []
+        aside: list[str] = []
+        fd = self._made(name)
         try:
-            for trial in aside:
-                fd = self._opened(trial)
-                made.append(trial)
-                inode = os.fstat(fd).st_ino
-                if all(abs(inode - other) >= INODES_APART for other in inodes):
-                    break
+            while len(aside) < INODES_APART and _is_near(fd, inodes):
                 os.close(fd)
-            else:
-                return self.create(name, data)
-            self.rename(made.pop(), name)
+                spare = f"{name}-{len(aside)}"
+                self.rename(name, spare)
+                aside.append(spare)
+                fd = self._made(name)
         finally:
-            for trial in made:
-                self.discard(trial)
+            for each in aside:
+                self.discard(each)
         return _filled(fd, data)
 
-    def _opened(self, name: str) -> int:
+    def _made(self, name: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         return os.open(name, flags, FILE_MODE, dir_fd=self.fd)
 
