@@ -19,7 +19,7 @@ always settled.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memchr, memcpy, memmove, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -31,10 +31,28 @@ cdef extern from "_crc32c.h" nogil:
     uint32_t crc32c_update(uint32_t crc, const unsigned char *data, size_t size)
     uint32_t crc32c_portable(uint32_t crc, const unsigned char *data, size_t size)
 
+cdef extern from "_bucket.h" nogil:
+    enum: BUCKET_SLOTS
+    ctypedef struct Bucket:
+        uint32_t hash[BUCKET_SLOTS]
+        uint32_t node[BUCKET_SLOTS]
+    unsigned int bucket_matches(const Bucket *bucket, uint32_t hash)
+    unsigned int bucket_matches_portable(const Bucket *bucket, uint32_t hash)
+
 cdef extern from "_name_end.h" nogil:
     const unsigned char in_name[256]
     const unsigned char *name_end(const unsigned char *p, const unsigned char *end)
+    bint is_name(const unsigned char *p, const unsigned char *to, const unsigned char *end)
+    bint is_name_portable(const unsigned char *p, const unsigned char *to)
     const unsigned char *name_end_portable(const unsigned char *p, const unsigned char *end)
+
+cdef extern from "_newlines.h" nogil:
+    ctypedef struct Lines:
+        const unsigned char *end
+    uint64_t newlines(const unsigned char *p, const unsigned char *end)
+    uint64_t newlines_portable(const unsigned char *p, size_t size)
+    Lines lines_of(const unsigned char *p, const unsigned char *end)
+    const unsigned char *next_newline(Lines *lines)
 
 cdef extern from *:
     """
@@ -42,8 +60,11 @@ cdef extern from *:
     """
     ctypedef unsigned long long uint128_t    # 128 bits in truth; Cython only needs "an integer"
     int __builtin_clz(unsigned int x) nogil
+    unsigned int __builtin_ctz(unsigned int x) nogil
     const void *memrchr(const void *p, int c, size_t n) nogil    # a GNU function: _GNU_SOURCE is Python's
     void prefetch "__builtin_prefetch"(const void *p) nogil
+    bint likely(bint holds) nogil
+    bint unlikely(bint holds) nogil
 
 include "_arena.pxi"
 include "_names.pxi"
@@ -52,7 +73,7 @@ include "_parser.pxi"
 include "_redo.pxi"
 
 cdef enum:
-    GROUP = 16           # messages parsed ahead, so that their cache misses overlap
+    GROUP = 32           # messages parsed ahead, so that their cache misses overlap
     REPLAY_NAMES = 256   # names of redo lines looked up ahead
     # A chunk ends early once its changes have touched so many edges (a millisecond or two: a short line
     # may take away a long list), or the open commit holds so many bytes of redo lines (a mount that hangs
@@ -72,6 +93,15 @@ ctypedef struct Segment:
     uint64_t ticket
     size_t end           # of its replies
     long changes
+
+
+cdef inline uint32_t fetch_node(Table *now, const char *nodes, const Message *m) noexcept nogil:
+    """The handle of the node that very likely has the message's name, or 0. What a QUERY reads of it is fetched."""
+    cdef uint32_t handle = table_guess(now, m.hash)
+    cdef const char *node = nodes + <size_t>handle * 8
+    prefetch(node + NODE_ANSWER)
+    prefetch(node + NODE_HEADER + m.length - 1)    # it may straddle two cache lines
+    return handle
 
 
 cdef class Batch:
@@ -115,31 +145,33 @@ cdef class Batch:
         """Take messages, `most` of them, as the rules allow without answering them, for an Index that has it
         done elsewhere. Returns their number."""
         cdef const unsigned char *base = <const unsigned char *>PyByteArray_AS_STRING(self.buffer)
-        cdef const unsigned char *p
+        cdef const unsigned char *newline
         cdef Message m
         cdef long n = 0
         while self.start < self.stop and n < most:
-            p = parse(base + self.start, base + self.stop, self.max_line, &m)
+            newline = <const unsigned char *>memchr(base + self.start, c'\n', self.stop - self.start)
+            parse(base + self.start, newline, base + self.stop, self.max_line, &m)
             if (m.command == INDEX or m.command == REMOVE) and not self.read_only:
                 if self.changes >= self.room:
                     break
                 self.changes += 1
-            self.start = p - base
+            self.start = newline + 1 - base
             n += 1
         return n
 
     def __iter__(self):
         cdef const unsigned char *base
-        cdef const unsigned char *p
+        cdef const unsigned char *newline
         cdef Message m
         while self.start < self.stop:
             base = <const unsigned char *>PyByteArray_AS_STRING(self.buffer)
-            p = parse(base + self.start, base + self.stop, self.max_line, &m)
+            newline = <const unsigned char *>memchr(base + self.start, c'\n', self.stop - self.start)
+            parse(base + self.start, newline, base + self.stop, self.max_line, &m)
             if (m.command == INDEX or m.command == REMOVE) and not self.read_only:
                 if self.changes >= self.room:
                     return
                 self.changes += 1
-            self.start = p - base
+            self.start = newline + 1 - base
             if m.command == MALFORMED:
                 yield None
             elif m.command != QUERY and self.read_only:
@@ -148,8 +180,8 @@ cdef class Batch:
                 yield (
                     "INDEX" if m.command == INDEX else "REMOVE" if m.command == REMOVE else "QUERY",
                     (<const char *>m.name)[:m.length].decode("ascii"),
-                    tuple((<const char *>m.deps)[:m.deps_length].decode("ascii").split(","))
-                    if m.deps_length else (),
+                    tuple((<const char *>list_of(&m))[:m.newline - list_of(&m)].decode("ascii").split(","))
+                    if list_of(&m) != m.newline else (),
                 )
 
 
@@ -234,13 +266,14 @@ cdef class Graph:
         cdef const unsigned char *p = base + batch.start
         cdef const unsigned char *end = base + batch.stop
         cdef Message group[GROUP]
-        cdef const unsigned char *after[GROUP]
+        cdef Lines lines = lines_of(p, end)
         cdef Segment segments[SEGMENTS]
         cdef Segment *segment = segments
         cdef Message *m
-        cdef int parsed, i, outcome = OK
-        cdef uint64_t rests
-        cdef bint unchanged, full = False, asked = self.asked != 0, defers = self.defer is not None and not whole
+        cdef char *out
+        cdef int parsed, taken, guessed, i, outcome = OK
+        cdef uint64_t rests, hits
+        cdef bint full = False, asked = self.asked != 0, defers = self.defer is not None and not whole
         if defers and (self.defers_all or batch.waits):
             return self.defer(batch, b"")
         self.replies.size = 0
@@ -249,28 +282,35 @@ cdef class Graph:
         segment.changes = 0
         segment.end = 0
         while p < end and not full:
-            parsed = self.parse_group(p, end, batch.max_line, group, after)
-            unchanged = True
+            names_migrate(&self.g.names, 2 * MIGRATE)    # a table that grows is two to look through
+            parsed = taken = guessed = self.parse_group(p, &lines, batch.max_line, group)
+            hits = 0
             if not bytes_reserve(&self.replies, 6 * GROUP):
                 raise MemoryError("no memory for replies")
+            out = self.replies.data + self.replies.size
             for i in range(parsed):
                 m = &group[i]
+                if m.node and self.hit(m):
+                    memcpy(out, b"OK\n", 4)    # a word; the next reply is written over its last byte
+                    out += 3
+                    hits += 1
+                    continue
                 rests = 0
                 if m.command == QUERY:
-                    outcome = self.query(m, unchanged, &rests)
+                    outcome = self.query(m, &rests)
                     if defers and rests > self.settled:
                         full = True
-                        break
                 elif m.command == MALFORMED:
                     outcome = ERROR
                 elif batch.read_only:
                     outcome = FAIL
+                elif (batch.changes >= batch.room or self.work > WORK_LIMIT
+                        or self.redo.size > REDO_LIMIT or defers):
+                    full = True
                 else:
-                    if (batch.changes >= batch.room or self.work > WORK_LIMIT
-                            or self.redo.size > REDO_LIMIT or defers):
-                        full = True
-                        break
-                    unchanged = False
+                    while guessed > i:    # they may be wrong now, without looking so
+                        guessed -= 1
+                        group[guessed].node = 0
                     outcome = self.index(m) if m.command == INDEX else self.remove(m)
                     if outcome < 0:
                         raise MemoryError("no memory for another package or dependency")
@@ -278,8 +318,11 @@ cdef class Graph:
                     if self.journalled:
                         rests = self.ticket
                         self.asked += 1
-                p = after[i]
+                if full:
+                    taken = i
+                    break
                 if rests > segment.ticket and rests > self.settled:
+                    segment.end = out - self.replies.data
                     if segment.end or segment.changes:
                         segment += 1
                         segment.changes = 0
@@ -288,15 +331,19 @@ cdef class Graph:
                     segment.changes += 1
                 self.counted[m.command * 3 + outcome] += 1
                 if outcome == OK:
-                    memcpy(self.replies.data + self.replies.size, b"OK\n", 3)
-                    self.replies.size += 3
+                    memcpy(out, b"OK\n", 3)
+                    out += 3
                 elif outcome == FAIL:
-                    memcpy(self.replies.data + self.replies.size, b"FAIL\n", 5)
-                    self.replies.size += 5
+                    memcpy(out, b"FAIL\n", 5)
+                    out += 5
                 else:
-                    memcpy(self.replies.data + self.replies.size, b"ERROR\n", 6)
-                    self.replies.size += 6
-                segment.end = self.replies.size
+                    memcpy(out, b"ERROR\n", 6)
+                    out += 6
+            if taken:
+                p = group[taken - 1].newline + 1
+            self.counted[QUERY * 3 + OK] += hits
+            self.replies.size = out - self.replies.data
+        segment.end = self.replies.size
         batch.start = p - base
         if defers and full:
             return self.defer(batch, self.take_replies(0, self.replies.size))
@@ -305,7 +352,7 @@ cdef class Graph:
         if segment == segments:
             batch.ticket = segment.ticket
             if self.replies.size <= 6:
-                return (REPLY_OK if self.replies.size == 3 and outcome == OK else
+                return (REPLY_OK if self.replies.size == 3 else
                         REPLY_FAIL if self.replies.size == 5 else
                         PyBytes_FromStringAndSize(self.replies.data, self.replies.size))
             return self.take_replies(0, self.replies.size)
@@ -319,36 +366,44 @@ cdef class Graph:
     cdef inline bytes take_replies(self, size_t start, size_t end):
         return PyBytes_FromStringAndSize(self.replies.data + start, end - start)
 
-    cdef inline int parse_group(self, const unsigned char *p, const unsigned char *end, size_t max_line,
-                                Message *group, const unsigned char **after) noexcept nogil:
+    cdef inline int parse_group(self, const unsigned char *p, Lines *lines, size_t max_line,
+                                Message *group) noexcept nogil:
         cdef int n = 0, i
-        cdef const char *node
-        cdef Table *now = &self.g.names.now
-        while p < end and n < GROUP:
-            p = parse(p, end, max_line, group + n)
-            group[n].node = 0
-            if group[n].command != MALFORMED:
-                group[n].hash = hash_name(self.g.names.secret, group[n].name, group[n].length)
-                prefetch(now.slots + (group[n].hash & now.mask))
-            after[n] = p
+        cdef Message *m
+        cdef Lines ahead = lines[0]    # copies: what is stored in the group might be them, for all that C knows
+        cdef Table now = self.g.names.now
+        cdef const char *nodes = self.g.names.nodes.base
+        while p < ahead.end and n < GROUP:
+            m = group + n
+            parse(p, next_newline(&ahead), ahead.end, max_line, m)
+            if m.length:
+                m.hash = hash_name(self.g.names.secret, m.name, m.length)
+                prefetch(home(&now, m.hash))
+            p = m.newline + 1
             n += 1
-        if n > 1:
-            for i in range(n):
-                if group[i].command != MALFORMED:
-                    group[i].node = table_guess(now, group[i].hash)
-                    node = self.g.names.nodes.base + <size_t>group[i].node * 8
-                    prefetch(node)
-                    prefetch(node + NODE_HEADER + group[i].length)    # a node may straddle two cache lines
+        lines[0] = ahead
+        for i in range(n):
+            m = group + i
+            if m.command == QUERY:
+                m.node = fetch_node(&now, nodes, m)
+            else:
+                m.node = 0
+                if m.command != MALFORMED:
+                    fetch_node(&now, nodes, m)
         return n
 
-    cdef inline int query(self, const Message *m, bint unchanged, uint64_t *rests) noexcept nogil:
-        """`unchanged`: nothing was, since the message's group was parsed."""
-        cdef uint32_t handle = m.node
-        if not (unchanged and handle and is_named(&self.g.names, handle, m.name, m.length)):
-            handle = names_find(&self.g.names, m.hash, m.name, m.length)
+    cdef inline bint hit(self, const Message *m) noexcept nogil:
+        """Whether the guess was right, and OK is the answer that may be given now."""
+        cdef Node *node = node_at(&self.g.names, m.node)
+        return (node.len == m.length and not difference(node.name, m.name, m.length)
+                and node.flags & INDEXED and node.ticket <= self.settled)
+
+    cdef int query(self, const Message *m, uint64_t *rests) noexcept nogil:
+        cdef uint32_t handle = names_find(&self.g.names, m.hash, m.name, m.length)
+        cdef Node *node
         if handle == 0:
             return FAIL
-        cdef Node *node = node_at(&self.g.names, handle)
+        node = node_at(&self.g.names, handle)
         rests[0] = node.ticket
         return OK if node.flags & INDEXED else FAIL
 
@@ -413,8 +468,7 @@ cdef class Graph:
             return True
         if after > self.limit:
             self.beyond_limit += 1
-            if names.old.slots != NULL:
-                names_migrate(names, 64 * MIGRATE)    # which insertions would do: its end makes room
+            names_migrate(names, 64 * MIGRATE)    # which insertions would do: its end makes room
             return False
         names.nodes.most = names.nodes.mapped + for_name + (self.limit - after) // 2
         edges.most = edges.mapped + for_edges + (self.limit - after) // 2
@@ -425,15 +479,15 @@ cdef class Graph:
         indexed, -1 without memory. A group is hashed and fetched ahead, then looked up."""
         cdef Dependencies *g = &self.g
         cdef Table *now = &g.names.now
-        cdef const unsigned char *p = m.deps
-        cdef const unsigned char *end = m.deps + m.deps_length
+        cdef const unsigned char *p = list_of(m)
+        cdef const unsigned char *end = m.newline
         cdef const unsigned char *items[GROUP]
         cdef uint32_t lengths[GROUP]
         cdef uint32_t hashes[GROUP]
         cdef uint32_t handle
         cdef int count, i
         g.wanted.size = 0
-        if not bytes_reserve(&g.wanted, (m.deps_length // 2 + 1) * sizeof(uint32_t)):
+        if not bytes_reserve(&g.wanted, (<size_t>(end - p) // 2 + 1) * sizeof(uint32_t)):
             return -1
         while p < end:
             count = 0
@@ -442,7 +496,7 @@ cdef class Graph:
                 p = name_end(p, end)
                 lengths[count] = <uint32_t>(p - items[count])
                 hashes[count] = hash_name(g.names.secret, items[count], lengths[count])
-                prefetch(now.slots + (hashes[count] & now.mask))
+                prefetch(home(now, hashes[count]))
                 count += 1
                 p += 1
             if count > 1:
@@ -495,7 +549,7 @@ cdef class Graph:
 
     cdef inline bint reserve_redo(self, const Message *m, size_t touched) noexcept nogil:
         """Room for the redo line of this message and for `touched` dirty packages."""
-        return (bytes_reserve(&self.redo, m.length + m.deps_length + 8
+        return (bytes_reserve(&self.redo, <size_t>(m.newline - m.name) + 8
                               + self.g.gone.size // sizeof(uint32_t) * (MAX_NAME + 1))
                 and reserve_dirty(&self.g, touched))
 
@@ -1123,6 +1177,45 @@ def name_length(data, bint portable=False):
         return (name_end_portable if portable else name_end)(p, p + view.len) - p
     finally:
         PyBuffer_Release(&view)
+
+
+def is_all_name(data, Py_ssize_t stop, bint portable=False):
+    """Whether a name may have all of data[:stop]; what follows is looked at, not counted. For tests."""
+    cdef Py_buffer view
+    cdef const unsigned char *p
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if not 0 <= stop < view.len or in_name[(<const unsigned char *>view.buf)[stop]]:
+            raise ValueError("there must be an end")
+        p = <const unsigned char *>view.buf
+        return bool(is_name_portable(p, p + stop) if portable else is_name(p, p + stop, p + view.len))
+    finally:
+        PyBuffer_Release(&view)
+
+
+def newline_offsets(data, bint portable=False):
+    """Where the newlines of the first 64 bytes of `data` are. For tests."""
+    cdef Py_buffer view
+    cdef const unsigned char *p
+    cdef uint64_t found
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        p = <const unsigned char *>view.buf
+        found = newlines_portable(p, min(view.len, 64)) if portable else newlines(p, p + view.len)
+    finally:
+        PyBuffer_Release(&view)
+    return [i for i in range(64) if found >> i & 1]
+
+
+def matching_slots(hashes, uint32_t sought, bint portable=False):
+    """Which slots of a bucket with these hashes have the one that is sought. For tests."""
+    cdef Bucket bucket
+    cdef uint32_t i
+    cdef unsigned int found
+    for i in range(BUCKET_SLOTS):
+        bucket.hash[i] = hashes[i]
+    found = (bucket_matches_portable if portable else bucket_matches)(&bucket, sought)
+    return [i for i in range(BUCKET_SLOTS) if found >> i & 1]
 
 
 def fail_allocation(long n):

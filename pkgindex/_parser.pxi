@@ -11,12 +11,11 @@ ctypedef enum Command:
 
 ctypedef struct Message:
     Command command
-    uint32_t length      # of the name
+    uint32_t length      # of the name; 0 if malformed
     uint32_t hash        # of the name
-    uint32_t node        # that very likely has the name, as long as nothing changes; 0: not looked for
-    const unsigned char *name
-    const unsigned char *deps        # "dep,dep" as it was sent; NULL when there are none
-    size_t deps_length
+    uint32_t node        # that very likely has the name, while nothing changes, if it is a QUERY; else 0
+    const unsigned char *name        # behind it stands "|", and then the dependencies as they were sent
+    const unsigned char *newline
 
 # The first six bytes of a line as one little-endian word (both supported machines are little-endian).
 cdef uint64_t WORD_INDEX, WORD_QUERY, WORD_REMOVE
@@ -28,51 +27,54 @@ cdef enum:
     SHORTEST_LINE = 9    # QUERY|a|\n
 
 
-cdef inline const unsigned char *parse(const unsigned char *p, const unsigned char *end, size_t max_line,
-                                       Message *m) noexcept nogil:
-    """Parse the line at `p` and return where the next one begins. The byte before `end` is a newline."""
-    cdef const unsigned char *q
-    cdef const unsigned char *item
+cdef inline void parse(const unsigned char *p, const unsigned char *newline, const unsigned char *end,
+                       size_t max_line, Message *m) noexcept nogil:
+    """Parse the line at `p`, whose newline is known; what is readable ends at `end`."""
+    cdef const unsigned char *q = p + 6
+    cdef Command command
     cdef uint64_t word
     m.command = MALFORMED
-    if end - p >= SHORTEST_LINE:
-        word = load8(p) & 0xFFFFFFFFFFFFULL
-        q = p + 6
-        if word == WORD_QUERY:
-            m.command = QUERY
-        elif word == WORD_INDEX:
-            m.command = INDEX
-        elif word == WORD_REMOVE and q[0] == c'|':
-            m.command = REMOVE
-            q += 1
-        if m.command != MALFORMED:
-            m.name = q
-            q = name_end(q, end)
-            m.length = <uint32_t>(q - m.name)
-            if q[0] == c'|' and 1 <= q - m.name <= MAX_NAME:
-                q += 1
-                m.deps = q
-                if q[0] == c'\n':
-                    m.deps_length = 0
-                    return within(p, q, max_line, m)
-                while True:
-                    item = q
-                    q = name_end(q, end)
-                    if not 1 <= q - item <= MAX_NAME:
-                        break
-                    if q[0] == c'\n':
-                        m.deps_length = q - m.deps
-                        return within(p, q, max_line, m)
-                    if q[0] != c',':
-                        break
-                    q += 1
-            m.command = MALFORMED
-            p = q
-    return <const unsigned char *>memchr(p, c'\n', end - p) + 1
+    m.length = 0
+    m.newline = newline
+    if unlikely(newline - p < SHORTEST_LINE - 1 or <size_t>(newline - p) > max_line):
+        return
+    word = load8(p) & 0xFFFFFFFFFFFFULL
+    if likely(word == WORD_QUERY):
+        command = QUERY
+    elif word == WORD_INDEX:
+        command = INDEX
+    elif word == WORD_REMOVE and q[0] == c'|':
+        command = REMOVE
+        q += 1
+    else:
+        return
+    m.name = q
+    if (newline - 1)[0] == c'|' and is_name(q, newline - 1, end):
+        q = newline - 1
+    else:
+        q = name_end(q, end)
+        if q[0] != c'|' or not is_list(q + 1, newline, end):
+            return
+    if likely(1 <= q - m.name <= MAX_NAME):
+        m.command = command
+        m.length = <uint32_t>(q - m.name)
 
 
-cdef inline const unsigned char *within(const unsigned char *p, const unsigned char *newline, size_t max_line,
-                                        Message *m) noexcept nogil:
-    if <size_t>(newline - p) > max_line:
-        m.command = MALFORMED
-    return newline + 1
+cdef inline const unsigned char *list_of(const Message *m) noexcept nogil:
+    """Where the dependencies begin. They end at the newline."""
+    return m.name + m.length + 1
+
+
+cdef bint is_list(const unsigned char *p, const unsigned char *newline, const unsigned char *end) noexcept nogil:
+    """Whether there are names from `p` up to the newline, with commas between."""
+    cdef const unsigned char *item
+    while True:
+        item = p
+        p = name_end(p, end)
+        if not 1 <= p - item <= MAX_NAME:
+            return False
+        if p == newline:
+            return True
+        if p[0] != c',':
+            return False
+        p += 1

@@ -52,7 +52,7 @@ cdef inline void put_index_line(Dependencies *g, Bytes *out, const Message *m, c
     bytes_put_char(out, c'+')
     bytes_put(out, m.name, m.length)
     bytes_put_char(out, c'|')
-    bytes_put(out, m.deps, m.deps_length)
+    bytes_put(out, list_of(m), m.newline - list_of(m))
     bytes_put_char(out, c'|')
     put_names(g, out, gone, lost)
     bytes_put_char(out, c'\n')
@@ -259,14 +259,14 @@ cdef int hash_redo(Names *names, const Redo *r, uint32_t *hashes, int room) noex
     if room == 0:
         return 0
     hashes[0] = hash_name(names.secret, r.name, r.length)
-    prefetch(now.slots + (hashes[0] & now.mask))
+    prefetch(home(now, hashes[0]))
     while p < end:
         if n == room:
             return 0
         item = p
         p = name_end(p, end)
         hashes[n] = hash_name(names.secret, item, <uint32_t>(p - item))
-        prefetch(now.slots + (hashes[n] & now.mask))
+        prefetch(home(now, hashes[n]))
         n += 1
         p += 1
     return n

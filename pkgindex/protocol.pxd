@@ -23,10 +23,14 @@ cdef class Hub:
     cdef readonly double now
     cdef readonly set connections
     cdef readonly dict waiting, unfinished
+    cdef readonly list leaving
     cdef readonly long accepted, refused, late, idle
     cdef public long skipped, strangers, unsecured, no_memory
     cdef public object failed
     cdef public bint admits
+
+    @cython.locals(connection=Connection)
+    cpdef send(self)
 
     @cython.locals(connection=Connection)
     cpdef settled(self)
@@ -39,7 +43,7 @@ cdef class Connection:
     cdef bytearray _buffer
     cdef Py_ssize_t _filled, _lines
     cdef object _state
-    cdef object _replies, _behind
+    cdef object _replies, _behind, _leaving
     cdef uint64_t _ticket, _newest
     cdef long _changes
     cdef Py_ssize_t _held
@@ -50,6 +54,8 @@ cdef class Connection:
     @cython.locals(waits=cython.ulonglong)
     cdef Py_ssize_t _process(self, bytearray buffer, Py_ssize_t start, Py_ssize_t stop) except -1
     cdef _answer(self, uint64_t ticket, replies, long changes)
+    cdef _send(self, replies)
+    cpdef send(self)
     cdef _next(self, uint64_t settled)
     cdef _keep(self, bytearray buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t cut)
     cdef _behind_the_line(self)

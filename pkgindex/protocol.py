@@ -13,7 +13,8 @@ Theory of operation. All connections receive into one shared buffer, behind the 
 that one may have kept from its last chunk; only a long line, or lines that wait for room, get a buffer
 that grows. So an idle connection costs none. The complete lines of a chunk go to the Index in one
 call. Answers that rest on a change which is not durable yet wait in pieces; the hub calls release()
-when more of them are settled.
+when more of them are settled. Many replies at once leave at the end of the loop's turn, one
+connection's right after another's: see _send().
 
 The state of the receiving side:
 
@@ -47,6 +48,10 @@ SHORT = 4 * 1024
 
 SWEEP_SECONDS = 1.0  # how coarse the clock of the time-outs is; they are late by up to as much
 
+# Replies of so many bytes leave at the end of the loop's turn: what a message waits is little beside what
+# the chunk's others took.
+MANY = 1024
+
 # Bytes of replies that may wait for durability behind a change, before reading stops.
 HELD = 256 * 1024
 
@@ -69,6 +74,7 @@ class Hub:
         self.connections: set[Connection] = set()
         self.waiting: dict[Connection, None] = {}  # replies wait to be settled, or lines for room
         self.unfinished: dict[Connection, float] = {}  # since when a line has been unfinished
+        self.leaving: list[Connection] = []  # have replies that leave at the end of this turn
         self.accepted = self.refused = self.late = self.idle = self.skipped = 0
         self.strangers = self.unsecured = self.no_memory = 0
         self.failed: Callable[[PkgindexError], None] = lambda _error: None
@@ -106,6 +112,12 @@ class Hub:
         self.connections.discard(connection)
         self.waiting.pop(connection, None)
         self.unfinished.pop(connection, None)
+
+    def send(self) -> None:
+        """The turn is at its end."""
+        leaving, self.leaving = self.leaving, []
+        for connection in leaving:
+            connection.send()
 
     def settled(self) -> None:
         """More tickets are settled, or there is room again: let the answers go."""
@@ -188,6 +200,7 @@ class Connection:
         self._behind: deque[Piece] = deque()  # what waits behind them
         self._held = 0  # bytes of replies that wait
         self._unanswered = 0  # INDEX and REMOVE that they answer
+        self._leaving: bytes | bytearray | None = None  # replies for the end of this turn
         self._error_due = False  # an overlong line stands behind lines that wait
         self._blocked = False  # the client does not read what it is sent
         self._yielding = False  # it had its chunk in this turn of the loop
@@ -225,7 +238,7 @@ class Connection:
         """Forget everything; changes that were applied stay applied."""
         self._transport = None
         self._buffer = None
-        self._replies = None
+        self._replies = self._leaving = None
         self._behind.clear()
         self._hub.leave(self)
 
@@ -331,8 +344,8 @@ class Connection:
         elif ticket > self._hub.index.settled:
             self._ticket, self._replies, self._changes = ticket, replies, changes
         else:
-            if replies and self._transport is not None:
-                self._write(replies)
+            if replies:
+                self._send(replies)
             return
         if ticket:
             self._newest = ticket
@@ -395,11 +408,33 @@ class Connection:
                 while (more := self._next(settled)) is not None:
                     ready.append(more)
                 replies = b"".join(ready)
-            if self._transport is not None:
-                self._write(replies)
+            self._send(replies)
         if self._lines or self._paused or self._state is not LINES:
             self._steer()
         return self._replies is not None or self._lines > 0
+
+    def _send(self, replies: bytes | bytearray) -> None:
+        """Send replies, many of them only at the end of the loop's turn.
+
+        A client that waits is woken by them, which takes the kernel about as long as to copy them. One
+        whose connections are many is woken once so, by the first of several writes in a row."""
+        if self._leaving is not None:
+            self._leaving = self._leaving + replies
+        elif len(replies) < MANY:
+            if self._transport is not None:
+                self._write(replies)
+        else:
+            self._leaving = replies
+            leaving = self._hub.leaving
+            leaving.append(self)
+            if len(leaving) == 1:
+                self._hub.loop.call_soon(self._hub.send)
+
+    def send(self) -> None:
+        """Send what was to leave at the end of this turn."""
+        replies, self._leaving = self._leaving, None
+        if replies is not None and self._transport is not None:
+            self._write(replies)
 
     def _next(self, settled: int) -> bytes | bytearray | None:
         """Take the first of the replies that wait; None if they have to wait on."""
@@ -464,6 +499,7 @@ class Connection:
         if self._lines or self._replies is not None or self._transport is None:
             return
         if self._state is ENDED:
+            self.send()
             self._transport.close()
 
     # --- from the hub -----------------------------------------------------------------------------
@@ -480,6 +516,7 @@ class Connection:
         with unread bytes in the socket would reset it, and could take the last replies away."""
         if self._transport is None:
             return True
+        self.send()
         if self._lines or self._replies is not None or self._transport.get_write_buffer_size():
             return False
         if not self._transport.is_closing():

@@ -172,6 +172,40 @@ def test_an_overlong_line_behind_lines_that_wait_is_answered_in_its_turn(cut: in
         assert inside.do(lambda: inside.hub.skipped) == 1
 
 
+# --- many replies leave at the end of the loop's turn ----------------------------------------------
+
+
+def test_what_comes_after_many_replies_leaves_after_them() -> None:
+    """An answer of its own kind in the same turn: to a line that is too long, unfinished as it is."""
+    with Inside(HandIndex(), max_line=1000) as inside, Wire(inside.address) as wire:
+        wire.send(b"QUERY|a|\n" * 700 + b"x" * 1100)
+        assert wire.receive(701) == [FAIL] * 700 + [ERROR]
+
+
+def test_many_replies_leave_before_their_connection_ends() -> None:
+    with Inside(HandIndex()) as inside, Wire(inside.address) as wire:
+        wire.send(b"QUERY|a|\n" * 3000)
+        wire.half_close()
+        assert wire.receive_until_closed() == FAIL * 3000
+
+
+def test_many_replies_to_many_clients_all_leave() -> None:
+    with Inside(HandIndex()) as inside:
+        wires = [Wire(inside.address) for _ in range(20)]
+        for turn in range(5):
+            for i, wire in enumerate(wires):
+                wire.send(b"QUERY|a|\n" * (1000 * turn + i) + b"LIZARD\n")
+            for i, wire in enumerate(wires):
+                assert wire.receive(1000 * turn + i + 1) == [FAIL] * (1000 * turn + i) + [ERROR]
+        for wire in wires[::2]:  # gone before their answers leave
+            wire.send(b"QUERY|a|\n" * 3000)
+            wire.reset()
+        inside.wait_until(lambda: len(inside.hub.connections) == 10)
+        assert wires[1].ask(b"QUERY|a|") == FAIL
+        for wire in wires[1::2]:
+            wire.close()
+
+
 def test_a_chunk_that_an_index_takes_in_parts_is_answered_in_whole() -> None:
     """What is much work is done over several turns of the loop, and others come in between."""
 

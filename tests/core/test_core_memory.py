@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pkgindex._core import Batch, Graph, fail_allocation
+from pkgindex._core import Batch, Graph, fail_allocation, matching_slots
 from tests.core.hunger import hungry_lines, refuse_each
 from tests.core.talk import ROOMY, chunk, commit, pieces, tell, write_round
 from tests.reference import FAIL, OK
@@ -177,6 +177,44 @@ def test_names_are_found_while_the_table_grows_and_packages_go(seed: int) -> Non
     graph.verify()
     assert set(tell(graph, *[b"REMOVE|%b|" % name for name in sorted(there)])) == {OK}
     assert graph.stats()["names"] == 0
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_each_slot_with_the_hash_is_found(portable: bool) -> None:
+    for sought in (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF):
+        for chosen in range(256):
+            slots = [i for i in range(8) if chosen >> i & 1]
+            hashes = [sought if i in slots else sought ^ 1 << 8 * (i % 4) for i in range(8)]
+            assert matching_slots(hashes, sought, portable) == slots
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_names_are_found_in_a_crowded_table_whatever_goes(seed: int) -> None:
+    """Just before it grows, every seventh bucket is full and has sent names on."""
+    graph = Graph(journalled=False)
+    draw = random.Random(seed)
+    there: set[bytes] = set()
+    for turn in range(3):
+        while len(there) < 768:  # three quarters of the first table
+            there.add(b"%d-%d" % (turn, draw.randrange(10 ** draw.randrange(1, 18))))
+        assert set(tell(graph, *[b"INDEX|%b|" % name for name in there])) == {OK}
+        graph.verify()
+        for name in draw.sample(sorted(there), 500):
+            there.remove(name)
+            assert tell(graph, b"REMOVE|%b|" % name, b"QUERY|%b|" % name) == [OK, FAIL]
+        assert set(tell(graph, *[b"QUERY|%b|" % name for name in there])) == {OK}
+        graph.verify()
+
+
+def test_a_table_that_has_begun_to_grow_goes_on_with_queries_alone() -> None:
+    graph = Graph(journalled=False)
+    tell(graph, *[b"INDEX|p%d|" % i for i in range(769)])
+    both = graph.stats()["memory"]["names"]
+    for _ in range(128):  # buckets of the old one
+        assert tell(graph, b"QUERY|p1|", b"QUERY|p768|", b"QUERY|p769|") == [OK, OK, FAIL]
+    assert graph.stats()["memory"]["names"] == both - 1024 * 8
+    assert set(tell(graph, *[b"QUERY|p%d|" % i for i in range(769)])) == {OK}
+    graph.verify()
 
 
 def test_a_package_with_10000_dependencies_comes_changes_and_goes() -> None:

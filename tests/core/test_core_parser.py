@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pkgindex._core import Batch, Graph, name_length
+from pkgindex._core import Batch, Graph, is_all_name, name_length, newline_offsets
 from tests.core.talk import ROOMY, chunk, tell
 from tests.reference import ERROR, FAIL, MESSAGE, OK, Model
 
@@ -53,6 +53,30 @@ def test_a_name_ends_at_every_byte_that_no_name_has(byte: int, portable: bool) -
         for behind in range(18):
             data = b"x" * before + bytes([byte]) + b"y" * behind + b"\n"
             assert name_length(data, portable) == (len(data) - 1 if is_of_names else before)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("byte", range(256))
+def test_bytes_are_all_of_a_name_or_are_not(byte: int, portable: bool) -> None:
+    """At each place of names shorter and longer than the words that are looked at together."""
+    is_of_names = 0x21 <= byte <= 0x7E and byte not in b"|,"
+    for behind in (b"|\n", b"|\nQUERY|after-it|\n"):
+        for length in (1, 2, 14, 15, 16, 17, 33):
+            for at in range(length):
+                data = b"x" * at + bytes([byte]) + b"y" * (length - at - 1) + behind
+                assert is_all_name(data, length, portable) is is_of_names
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_newlines_are_found_wherever_they_are(portable: bool) -> None:
+    for size in (*range(40), 63, 64, 65, 100):
+        data = bytearray(b"\x0b" * size)
+        assert newline_offsets(data, portable) == []
+        for at in range(size):
+            data[at : at + 1] = b"\n"
+            assert newline_offsets(data, portable) == ([at] if at < 64 else [])
+            data[at : at + 1] = b"\x8a"
+        assert newline_offsets(b"\n" * size, portable) == list(range(min(size, 64)))
 
 
 @given(lines)
