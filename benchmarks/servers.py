@@ -241,6 +241,16 @@ class Limit(Server):
         return [machine.compiled("peers/ok.c", "-O3"), str(self.port)]
 
 
+class Lookup(Server):
+    """A C program that looks each name up, and keeps no rule."""
+
+    name = "c-lookup"
+    title = "C epoll, names looked up and nothing else"
+
+    def command(self) -> list[str | Path]:
+        return [machine.compiled("peers/lookup.c", "-O3"), str(self.port)]
+
+
 class Bare(Server):
     """A bare uvloop Protocol that answers OK to every line."""
 
@@ -632,6 +642,7 @@ SERVERS: tuple[Callable[[], Server], ...] = (
     Pkgindex,
     PkgindexInMemory,
     Limit,
+    Lookup,
     Bare,
     BareBesideDisk,
     CommitLoop,

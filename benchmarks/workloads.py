@@ -90,7 +90,7 @@ def _queries() -> Iterator[Workload]:
     yield one(
         "query-100-1000", "hits, 100 connections × 1,000 deep", "hits", 100, 1000, few, rounds=3
     )
-    deep = ("pkgindex", "pkgindex-memory", *LIMITS, "redis", "memcached", "files")
+    deep = ("pkgindex", "pkgindex-memory", *LIMITS, "c-lookup", "redis", "memcached", "files")
     yield one("query-deep", "hits, 16 connections × 2,000 deep", "hits", 16, 2000, deep)
     stores = ("pkgindex", "redis", "memcached")
     yield one("misses-deep", "misses, 16 × 2,000 deep", "misses", 16, 2000, stores, rounds=3)
@@ -98,7 +98,7 @@ def _queries() -> Iterator[Workload]:
         title = f"hits, {name.title()}'s table, 16 × 2,000 deep"
         yield one(f"query-{name}", title, "hits", 16, 2000, CACHES, table=name, rounds=3)
     title = "hits, 1 million packages in random order, 16 × 2,000 deep"
-    yield one("query-deep-1m", title, "hits", 16, 2000, CACHES, size=1_000_000)
+    yield one("query-deep-1m", title, "hits", 16, 2000, (*CACHES, "c-lookup"), size=1_000_000)
     title = "hits, 1 million packages by Zipf's law, 16 × 2,000 deep"
     yield one("zipf-deep-1m", title, "zipf", 16, 2000, CACHES, size=1_000_000, rounds=3)
     title = "hits, 10 million packages in random order, 16 × 2,000 deep"

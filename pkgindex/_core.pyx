@@ -48,6 +48,7 @@ cdef extern from "_name_end.h" nogil:
 
 cdef extern from "_newlines.h" nogil:
     ctypedef struct Lines:
+        const unsigned char *start
         const unsigned char *end
     uint64_t newlines(const unsigned char *p, const unsigned char *end)
     uint64_t newlines_portable(const unsigned char *p, size_t size)
@@ -73,7 +74,7 @@ include "_parser.pxi"
 include "_redo.pxi"
 
 cdef enum:
-    GROUP = 32           # messages parsed ahead, so that their cache misses overlap
+    GROUP = 16           # messages parsed ahead, so that their cache misses overlap
     REPLAY_NAMES = 256   # names of redo lines looked up ahead
     # A chunk ends early once its changes have touched so many edges (a millisecond or two: a short line
     # may take away a long list), or the open commit holds so many bytes of redo lines (a mount that hangs
@@ -265,13 +266,15 @@ cdef class Graph:
         cdef const unsigned char *base = <const unsigned char *>PyByteArray_AS_STRING(batch.buffer)
         cdef const unsigned char *p = base + batch.start
         cdef const unsigned char *end = base + batch.stop
-        cdef Message group[GROUP]
+        cdef Message groups[2][GROUP]
+        cdef Message *group = groups[0]
+        cdef Message *ahead = groups[1]
         cdef Lines lines = lines_of(p, end)
         cdef Segment segments[SEGMENTS]
         cdef Segment *segment = segments
         cdef Message *m
         cdef char *out
-        cdef int parsed, taken, guessed, i, outcome = OK
+        cdef int coming, parsed, taken, guessed, i, outcome = OK
         cdef uint64_t rests, hits
         cdef bint full = False, asked = self.asked != 0, defers = self.defer is not None and not whole
         if defers and (self.defers_all or batch.waits):
@@ -281,9 +284,14 @@ cdef class Graph:
         segment.ticket = 0
         segment.changes = 0
         segment.end = 0
+        names_migrate(&self.g.names, 2 * MIGRATE)    # a table that grows is two to look through
+        coming = self.parse_group(&lines, batch.max_line, ahead)
+        self.fetch_nodes(ahead, coming)
         while p < end and not full:
-            names_migrate(&self.g.names, 2 * MIGRATE)    # a table that grows is two to look through
-            parsed = taken = guessed = self.parse_group(p, &lines, batch.max_line, group)
+            group, ahead = ahead, group
+            parsed = taken = guessed = coming
+            names_migrate(&self.g.names, 2 * MIGRATE)
+            coming = self.parse_group(&lines, batch.max_line, ahead)
             hits = 0
             if not bytes_reserve(&self.replies, 6 * GROUP):
                 raise MemoryError("no memory for replies")
@@ -341,6 +349,7 @@ cdef class Graph:
                     out += 6
             if taken:
                 p = group[taken - 1].newline + 1
+            self.fetch_nodes(ahead, coming)
             self.counted[QUERY * 3 + OK] += hits
             self.replies.size = out - self.replies.data
         segment.end = self.replies.size
@@ -366,13 +375,13 @@ cdef class Graph:
     cdef inline bytes take_replies(self, size_t start, size_t end):
         return PyBytes_FromStringAndSize(self.replies.data + start, end - start)
 
-    cdef inline int parse_group(self, const unsigned char *p, Lines *lines, size_t max_line,
-                                Message *group) noexcept nogil:
-        cdef int n = 0, i
+    cdef inline int parse_group(self, Lines *lines, size_t max_line, Message *group) noexcept nogil:
+        """Parse the next messages, and fetch the buckets of their names. Their number."""
+        cdef int n = 0
         cdef Message *m
         cdef Lines ahead = lines[0]    # copies: what is stored in the group might be them, for all that C knows
         cdef Table now = self.g.names.now
-        cdef const char *nodes = self.g.names.nodes.base
+        cdef const unsigned char *p = ahead.start
         while p < ahead.end and n < GROUP:
             m = group + n
             parse(p, next_newline(&ahead), ahead.end, max_line, m)
@@ -381,7 +390,16 @@ cdef class Graph:
                 prefetch(home(&now, m.hash))
             p = m.newline + 1
             n += 1
+        ahead.start = p
         lines[0] = ahead
+        return n
+
+    cdef inline void fetch_nodes(self, Message *group, int n) noexcept nogil:
+        """Find the nodes that very likely have the messages' names, and fetch what a QUERY reads of them."""
+        cdef int i
+        cdef Message *m
+        cdef Table now = self.g.names.now
+        cdef const char *nodes = self.g.names.nodes.base
         for i in range(n):
             m = group + i
             if m.command == QUERY:
@@ -390,7 +408,6 @@ cdef class Graph:
                 m.node = 0
                 if m.command != MALFORMED:
                     fetch_node(&now, nodes, m)
-        return n
 
     cdef inline bint hit(self, const Message *m) noexcept nogil:
         """Whether the guess was right, and OK is the answer that may be given now."""

@@ -64,7 +64,7 @@ static inline int is_name_portable(const unsigned char *p, const unsigned char *
 static inline int is_name(const unsigned char *p, const unsigned char *to, const unsigned char *end)
 {
 #ifdef __SSE2__
-    if (to - p < 16 && end - p >= 16)
+    if (to - p <= 16 && end - p >= 16)
         return !(not_in_name(p) << (-(unsigned)(to - p) & 31));    /* an empty one is none: then `to` itself counts */
     return name_end(p, end) >= to;
 #else

@@ -12,6 +12,7 @@
 enum { NEWLINES_BLOCK = 64 };
 
 typedef struct {
+    const unsigned char *start;   /* of the next line, as the reader keeps it */
     const unsigned char *block;
     const unsigned char *end;
     uint64_t newlines;            /* in the block, the bits of those already given are off */
@@ -46,7 +47,7 @@ static inline uint64_t newlines(const unsigned char *p, const unsigned char *end
 
 static inline Lines lines_of(const unsigned char *p, const unsigned char *end)
 {
-    Lines lines = {p, end, newlines(p, end)};
+    Lines lines = {p, p, end, newlines(p, end)};
     return lines;
 }
 

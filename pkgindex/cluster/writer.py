@@ -13,7 +13,7 @@ from pkgindex import log
 from pkgindex._core import Batch, Graph
 from pkgindex.errors import StoreFailed
 from pkgindex.index.base import Answers
-from pkgindex.index.file import SHARING_TURNS, FileIndex
+from pkgindex.index.file import FileIndex
 from pkgindex.store.origins import Origins, Recorded, Resumed, letters_of
 
 __all__ = ["Durable", "Run", "Writer", "replies_in"]
@@ -184,8 +184,8 @@ class Writer(FileIndex):
         lines, count, first = self._sealed
         self.durable(Durable(ticket, first, count, bytes(lines), results))
 
-    def _commit(self, before: int = 0, turns: int = SHARING_TURNS) -> None:
-        self._or_end(super()._commit, before, turns)
+    def _commit(self, before: int = 0, until: float | None = None) -> None:
+        self._or_end(super()._commit, before, until)
 
     def _committed(self) -> None:
         self._or_end(super()._committed)

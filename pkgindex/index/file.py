@@ -40,9 +40,9 @@ __all__ = ["Deposed", "FileIndex", "path_of"]
 # How long past the deadline the files that are being written when it comes may take.
 GRACE_SECONDS = 2.0
 
-# A commit costs the processor the same for one change as for a hundred. So it waits for so many turns of the
-# loop while each brings more to share it: those whose answers have just left are about to ask again.
-SHARING_TURNS = 2
+# A commit costs the processor the same for one change as for a hundred. So it waits, for so long at most, while
+# each turn of the loop brings more to share it: those whose answers have just left are about to ask again.
+SHARING_SECONDS = 0.001
 
 # With changes, that is as much as ten answers cost. So where few changes come among thousands of QUERYs a
 # second, the next commit begins a moment later, rather than keep all of these waiting.
@@ -192,21 +192,24 @@ class FileIndex(Index):
         if self._graph.full:
             self.congested = True
 
-    def _commit(self, before: int = 0, turns: int = SHARING_TURNS) -> None:
-        """Hand the open commit over. `before`: how many answers rested on it a turn ago; `turns`: how often
-        it may still be put off."""
+    def _commit(self, before: int = 0, until: float | None = None) -> None:
+        """Hand the open commit over. `before`: how many answers rested on it a turn ago; `until`: how long it
+        may still be put off, by the monotonic clock."""
         self._scheduled = False
         if self._committing or self._commit_failed:
             return
+        now = time.monotonic()
+        if until is None:
+            until = now + SHARING_SECONDS
         asked, queries = self._graph.asked, self._graph.queries
-        if turns and self._loop and not self._graph.full:
+        if now < until and self._loop and not self._graph.full:
             if asked > before + 1:
                 self._scheduled = True
-                self._loop.call_soon(self._commit, asked, turns - 1)
+                self._loop.call_soon(self._commit, asked, until)
                 return
             if self._graph.redo_bytes and queries > self._queries + QUERIES_BESIDE:
                 self._scheduled = True
-                self._loop.call_later(PAUSE_SECONDS, self._commit, asked, 0)
+                self._loop.call_later(PAUSE_SECONDS, self._commit, asked, 0.0)
                 return
         self._queries = queries
         self._seal()
