@@ -40,8 +40,8 @@ __all__ = ["Deposed", "FileIndex", "path_of"]
 # How long past the deadline the files that are being written when it comes may take.
 GRACE_SECONDS = 2.0
 
-# A commit costs the processor the same for one change as for a hundred. So it waits, for so long at most, while
-# each turn of the loop brings more to share it: those whose answers have just left are about to ask again.
+# A commit costs the processor the same for one change as for a hundred. So it waits, for so long at most,
+# while each turn of the loop brings more to share it: who has just been answered is about to ask again.
 SHARING_SECONDS = 0.001
 
 # With changes, that is as much as ten answers cost. So where few changes come among thousands of QUERYs a
