@@ -113,12 +113,17 @@ static inline uint64_t newlines(const char *p, const char *end)
     return found;
 }
 
+static inline const Node *node_at(const Bucket *bucket, unsigned found)
+{
+    return (const Node *)(nodes + (size_t)bucket->node[__builtin_ctz(found)] * 8);
+}
+
 static inline const Node *node_of(uint32_t hash)  /* that very likely has the name */
 {
     for (uint64_t i = hash & mask;; i = (i + 1) & mask) {
         unsigned found = matching(buckets + i, hash);
         if (found)
-            return (const Node *)(nodes + (size_t)buckets[i].node[__builtin_ctz(found)] * 8);
+            return node_at(buckets + i, found);
         if (!buckets[i].node[SLOTS - 1])
             return NULL;
     }
@@ -167,6 +172,17 @@ static inline int same(const Node *node, const Message *m)
     return memcmp(node->name, m->name, n) == 0;
 }
 
+static int is_there(const Message *m)  /* whatever other name has its hash */
+{
+    for (uint64_t i = m->hash & mask;; i = (i + 1) & mask) {
+        for (unsigned found = matching(buckets + i, m->hash); found; found &= found - 1)
+            if (same(node_at(buckets + i, found), m))
+                return 1;
+        if (!buckets[i].node[SLOTS - 1])
+            return 0;
+    }
+}
+
 /* Answers the lines from p to end, the byte before which is a newline; the size of the answers. */
 static size_t answer(const char *p, const char *end)
 {
@@ -196,7 +212,7 @@ static size_t answer(const char *p, const char *end)
             __builtin_prefetch((const char *)group[i].node + sizeof(Node) + group[i].length - 1);
         }
         for (int i = 0; i < n; i++) {
-            int there = same(group[i].node, group + i);
+            int there = same(group[i].node, group + i) || is_there(group + i);
             if (!there && group[i].puts)
                 put(group + i);
             memcpy(out, there | group[i].puts ? "OK\n\0\0" : "FAIL\n", 5);

@@ -195,7 +195,7 @@ class Writer(FileIndex):
         super()._uncongest()
         self.go_on()
 
-    def _or_end(self, step: Callable[..., None], *args: int) -> None:
+    def _or_end(self, step: Callable[..., None], *args: float | None) -> None:
         """What goes wrong in between a commit and its answers must not leave them waiting for ever."""
         try:
             step(*args)
