@@ -284,13 +284,11 @@ cdef class Graph:
         segment.ticket = 0
         segment.changes = 0
         segment.end = 0
-        names_migrate(&self.g.names, 2 * MIGRATE)    # a table that grows is two to look through
         coming = self.parse_group(&lines, batch.max_line, ahead)
         self.fetch_nodes(ahead, coming)
         while p < end and not full:
             group, ahead = ahead, group
             parsed = taken = guessed = coming
-            names_migrate(&self.g.names, 2 * MIGRATE)
             coming = self.parse_group(&lines, batch.max_line, ahead)
             hits = 0
             if not bytes_reserve(&self.replies, 6 * GROUP):
@@ -380,8 +378,10 @@ cdef class Graph:
         cdef int n = 0
         cdef Message *m
         cdef Lines ahead = lines[0]    # copies: what is stored in the group might be them, for all that C knows
-        cdef Table now = self.g.names.now
+        cdef Table now
         cdef const unsigned char *p = ahead.start
+        names_migrate(&self.g.names, 2 * MIGRATE)    # a table that grows is two to look through
+        now = self.g.names.now
         while p < ahead.end and n < GROUP:
             m = group + n
             parse(p, next_newline(&ahead), ahead.end, max_line, m)

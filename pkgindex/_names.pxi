@@ -219,8 +219,7 @@ cdef bint names_make_room(Names *names) noexcept nogil:
         return True
     else:
         size = (names.now.mask + 1) * 2
-    if names.old.buckets != NULL:
-        names_migrate(names, names.old.mask + 1)
+    names_migrate(names, names.old.mask + 1)
     got = map_memory(NULL, 0, size * sizeof(Bucket))
     if got == NULL:
         return False

@@ -68,7 +68,7 @@ static inline uint64_t fold(uint64_t a, uint64_t b)
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-/* Two words of it, which may overlap: a peer's names are at least eight bytes long. */
+/* As pkgindex does it, without a secret: the bench chooses no collisions. */
 static inline uint32_t hashed(const char *p, uint32_t n)
 {
     uint64_t state = 0x9E3779B97F4A7C15u ^ n;

@@ -66,9 +66,9 @@ def answers_without_a_proof() -> None:
     index = part("index.file:FileIndex")
     commit = index._commit
 
-    def quick(self: Any, *turns: Any) -> None:
+    def quick(self: Any, *put_off: Any) -> None:
         if self._graph.redo_bytes or self._committing or self._commit_failed:
-            commit(self, *turns)
+            commit(self, *put_off)
             return
         self._scheduled = False
         ticket, _, _ = self._graph.seal()
